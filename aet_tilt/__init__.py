@@ -1,0 +1,1 @@
+"""Atomic electron tomography from tilt series."""

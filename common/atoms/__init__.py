@@ -1,0 +1,1 @@
+"""Atoms: tracing them in a volume, refining them against images, comparing them."""

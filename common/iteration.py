@@ -1,0 +1,66 @@
+"""The one loop: an algorithm is a pure step from state to state; watching and saving it happen outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+
+
+@dataclass(frozen=True)
+class State:
+    """All that is needed to go on. Subclasses add tensors, numbers, and further dataclasses of these.
+
+    iteration : steps done so far.
+    done : nothing more to do.
+    """
+
+    iteration: int
+    done: bool
+
+
+S = TypeVar("S", bound=State)
+
+
+class Observer(Protocol):
+    """Sees every state of a run. ``resume`` may return a saved state to start from instead of the first."""
+
+    def resume(self, name: str, first: State) -> State | None: ...
+
+    def observe(self, name: str, state: State) -> None: ...
+
+
+def iterate(first: S, step: Callable[[S], S]) -> Iterator[S]:
+    """Yield ``first`` and every state after it, until one is done."""
+    state = first
+    yield state
+    while not state.done:
+        state = step(state)
+        yield state
+
+
+def run(name: str, first: S, step: Callable[[S], S], observers: Sequence[Observer] = ()) -> S:
+    """Drain the loop through the observers and return the last state.
+
+    Parameters
+    ----------
+    name : what is running, for progress and checkpoints, e.g. ``"search/start-3"``; unique within a run.
+    first : the state to start from, unless an observer resumes a later one.
+    """
+    state = first
+    for observer in observers:
+        saved = observer.resume(name, first)
+        if saved is not None and saved.iteration >= state.iteration:
+            state = saved  # type: ignore[assignment]
+    for state in iterate(state, step):
+        for observer in observers:
+            observer.observe(name, state)
+    return state
+
+
+def step_generator(seed: int, iteration: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one step, a function of ``(seed, iteration)`` alone, so that a resumed run draws the same."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + iteration * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**63 - 1)
+    return torch.Generator(device=device).manual_seed(mixed)

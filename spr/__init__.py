@@ -1,0 +1,1 @@
+"""Single particles in unknown orientations: from images to atoms."""
