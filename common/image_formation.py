@@ -94,7 +94,7 @@ def aberration_phase(
 def temporal_envelope(kx: Tensor, ky: Tensor, *, wavelength: Tensor, focal_spread: Tensor) -> Tensor:
     """Damping by a Gaussian spread of focus of rms ``focal_spread`` (n,), angstrom.
 
-    Returns (n, ...) ``exp(-(pi lambda spread k^2)^2 / 2)``. abTEM's ``focal_spread`` is sqrt(2) times the rms that is meant here.
+    Returns (n, ...) ``exp(-(pi lambda spread k^2)^2 / 2)``. abTEM's ``focal_spread`` is sqrt(2) times this rms.
     """
     return torch.exp(-((math.pi * _per_image(wavelength * focal_spread) * (kx**2 + ky**2)) ** 2) / 2)
 
@@ -110,8 +110,8 @@ def spatial_envelope(
 ) -> Tensor:
     """Damping by a Gaussian source of rms half angle ``convergence_mrad`` (n,) on each axis.
 
-    Returns (n, ...) ``exp(-(angle / lambda |grad chi|)^2 / 2)``: first order in the angle (Frank 1973); the gradient leaves
-    the astigmatism out.
+    Returns (n, ...) ``exp(-(angle / lambda |grad chi|)^2 / 2)``: first order in the angle (Frank 1973); leaves out
+    astigmatism in the gradient.
     """
     k2 = kx**2 + ky**2
     mean_defocus = (defocus[..., 0] + defocus[..., 1]) / 2
