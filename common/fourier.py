@@ -162,7 +162,7 @@ def shift_phases(shifts: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Returns
     -------
     along x (..., n // 2 + 1), rfft order; along y (..., n), fft order; complex. At the Nyquist frequency of an
-    even box the factor is the cosine, so that a shifted real image is real and the shift by ``-s`` is the exact adjoint.
+    even box it is the cosine, so that a shifted real image is real and the shift by ``-s`` is the exact adjoint.
     """
     y, x = _rfft_axes(n, 2, shifts.dtype, shifts.device)
     return _phases(shifts[..., :1] * x, n, x), _phases(shifts[..., 1:] * y, n, y)
