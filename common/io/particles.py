@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from common.data import ImageStack, InputError
+from common.io.cryosparc import read_cryosparc
 from common.io.files import require_file
+from common.io.microscopy import READERS, read_microscopy
 from common.io.mrc import read_header
 from common.io.particle_file import ParticleFile, gather_images, header_pixel_sizes, settle_pixel_size
 from common.io.relion import read_relion
+from common.io.tiff import read_tiff
 
 MRC_SUFFIXES = (".mrc", ".mrcs", ".st", ".map", ".rec", ".ali", ".preali")
+
+TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 def read_particles(
@@ -52,15 +60,48 @@ def read_particles(
         )
     if suffix in MRC_SUFFIXES:
         return _read_mrc(file, pixel_size)
-    raise InputError(f"{file}: the format {suffix!r} is unknown, expected .star, .mrcs, .mrc, .cs or .tif")
+    if suffix == ".cs":
+        return read_cryosparc(
+            file,
+            pixel_size=pixel_size,
+            voltage_kv=voltage_kv,
+            spherical_aberration_mm=spherical_aberration_mm,
+            allow_outside=allow_outside,
+        )
+    if suffix in TIFF_SUFFIXES:
+        images, notes = read_tiff(file)
+        return _plain(file, images, pixel_size, [], notes)
+    if suffix in READERS:
+        images, size, notes = read_microscopy(file)
+        return _plain(file, images, pixel_size, [("the file", size)], notes)
+    raise unknown_format(file)
+
+
+def unknown_format(file: Path) -> InputError:
+    """What to say of a file whose suffix is not known."""
+    known = ".star, .mrcs, .mrc, .cs, .tif, .dm3, .dm4, .emd or .ser"
+    return InputError(f"{file}: the format {file.suffix!r} is unknown, expected {known}")
 
 
 def _read_mrc(file: Path, pixel_size: float | None) -> ParticleFile:
     header = read_header(file)
-    n = header.shape[0]
-    images, headers, notes = gather_images(str(file), [(file, k, str(file)) for k in range(n)])
+    named = [(file, k, f"{file}: image {k + 1}") for k in range(header.shape[0])]
+    images, headers, notes = gather_images(str(file), named)
     stated, silent = header_pixel_sizes(headers)
+    if header.space_group == 1 and len(set(header.shape)) == 1:
+        notes = (*notes, f"{file.name}: the header says this is a volume (ISPG 1), its sections are read as images")
+    return _plain(file, images, pixel_size, stated, (*notes, *silent))
+
+
+def _plain(
+    file: Path,
+    images: Tensor,
+    pixel_size: float | None,
+    stated: Sequence[tuple[str, float | None]],
+    notes: tuple[str, ...],
+) -> ParticleFile:
+    """A stack from a file that holds images alone."""
     size, size_notes = settle_pixel_size(str(file), pixel_size, stated)
-    names = tuple(f"{k + 1:06d}@{file.name}" for k in range(n))
+    names = tuple(f"{k + 1:06d}@{file.name}" for k in range(len(images)))
     plain = f"{file.name}: no defocus: the images are taken as plain projections"
-    return ParticleFile(ImageStack(images, size), None, names, None, (file,), (*notes, *silent, *size_notes, plain))
+    return ParticleFile(ImageStack(images, size), None, names, None, (file,), (*notes, *size_notes, plain))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from common.data import ImageStack, InputError, Optics, Poses
-from common.io.euler import euler_to_matrix
 from common.io.files import find_beside
 from common.io.particle_file import (
     ParticleFile,
@@ -20,6 +20,7 @@ from common.io.particle_file import (
     settle_pixel_size,
 )
 from common.io.star import StarFile, StarTable, numbers, read_star
+from common.rotations import euler_to_matrix
 
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
@@ -37,11 +38,9 @@ def read_relion(
 ) -> ParticleFile:
     """Read a RELION particle STAR file and its image stacks; parameters and errors as `read_particles`."""
     star = read_star(path)
-    particles, optics_table = particle_tables(star)
-    groups = _group_rows(star, particles, optics_table)
-    columns = _Columns(star, particles, optics_table, groups)
-    names = particles.strings("rlnImageName")
-    named = [_locate(star, particles, row, name, allow_outside) for row, name in enumerate(names)]
+    columns = ParticleColumns.read(star)
+    names = columns.particles.strings("rlnImageName")
+    named = image_locations(columns, allow_outside=allow_outside)
     images, headers, notes = gather_images(str(star.path), named)
     stated, silent = header_pixel_sizes(headers)
     table_size = table_pixel_size(columns)
@@ -86,19 +85,47 @@ def _group_rows(star: StarFile, particles: StarTable, optics: StarTable | None) 
     return torch.tensor(rows)
 
 
-class _Columns:
-    """A value per particle, from the particle's row or, failing that, its optics group."""
+@dataclass(frozen=True)
+class ParticleColumns:
+    """The columns of a particle STAR file, one value per particle: from its optics group or, failing that, its row.
 
-    def __init__(self, star: StarFile, particles: StarTable, optics: StarTable | None, groups: Tensor | None) -> None:
-        self.star, self.particles, self.optics, self.groups = star, particles, optics, groups
+    groups : (n,) the row of each particle's group in `optics`; None without groups (RELION 3.0).
+    """
+
+    star: StarFile
+    particles: StarTable
+    optics: StarTable | None
+    groups: Tensor | None
+
+    @classmethod
+    def read(cls, star: StarFile) -> ParticleColumns:
+        particles, optics = particle_tables(star)
+        return cls(star, particles, optics, _group_rows(star, particles, optics))
+
+    def has(self, column: str) -> bool:
+        return column in self.particles or (self.optics is not None and column in self.optics)
 
     def get(self, column: str) -> Tensor | None:
+        """(n,) float64, or None where neither table has the column."""
         if self.optics is not None and self.groups is not None and column in self.optics:
             return numbers(self.star, self.optics, column)[self.groups]
         return numbers(self.star, self.particles, column) if column in self.particles else None
 
 
-def table_pixel_size(columns: _Columns) -> float | None:
+def image_locations(columns: ParticleColumns, *, allow_outside: bool = False) -> list[tuple[Path, int, str]]:
+    """(stack, index from 0, what to call the row in a message) of each particle; errors as `read_particles`."""
+    found: dict[str, Path] = {}
+    locations = []
+    for row, name in enumerate(columns.particles.strings("rlnImageName")):
+        where = f"{columns.star.path}: {columns.particles.where(row)}"
+        index, stack = _parse_image_name(where, name)
+        if stack not in found:
+            found[stack] = find_beside(stack, columns.star.path, where, allow_outside=allow_outside)
+        locations.append((found[stack], index, where))
+    return locations
+
+
+def table_pixel_size(columns: ParticleColumns) -> float | None:
     """Pixel size of the images by the STAR's own columns, angstrom; None where it has none."""
     values = columns.get("rlnImagePixelSize")
     if values is None and columns.optics is None:
@@ -116,10 +143,8 @@ def table_pixel_size(columns: _Columns) -> float | None:
     return low
 
 
-def _locate(
-    star: StarFile, particles: StarTable, row: int, name: str, allow_outside: bool
-) -> tuple[Path, int, str]:
-    where = f"{star.path}: {particles.where(row)}"
+def _parse_image_name(where: str, name: str) -> tuple[int, str]:
+    """(index from 0, stack) of a name such as 000001@file.mrcs."""
     number, at, stack = name.partition("@")
     if not at:
         number, stack = "1", name
@@ -127,11 +152,11 @@ def _locate(
         raise InputError(f"{where}: rlnImageName is {name!r}, expected a number before the @, as in 000001@file.mrcs")
     if int(number) == 0:
         raise InputError(f"{where}: rlnImageName is {name!r}, but images are counted from 1; correct the number")
-    return find_beside(stack, star.path, where, allow_outside=allow_outside), int(number) - 1, where
+    return int(number) - 1, stack
 
 
 def _read_optics(
-    columns: _Columns, voltage_kv: float | None, cs_mm: float | None
+    columns: ParticleColumns, voltage_kv: float | None, cs_mm: float | None
 ) -> tuple[Optics | None, tuple[str, ...]]:
     path, n = columns.star.path, len(columns.particles)
     u = columns.get("rlnDefocusU")
@@ -164,7 +189,7 @@ def _read_optics(
 
 
 def _given_or_column(
-    columns: _Columns, column: str, given: float | None, option: str, unit: str, notes: list[str]
+    columns: ParticleColumns, column: str, given: float | None, option: str, unit: str, notes: list[str]
 ) -> Tensor:
     """What the user gave, noted where the file says otherwise; else the column."""
     stated = columns.get(column)
@@ -178,7 +203,7 @@ def _given_or_column(
     return torch.full((len(columns.particles),), float(given), dtype=torch.float64)
 
 
-def _read_poses(columns: _Columns, pixel_size: float) -> Poses | None:
+def _read_poses(columns: ParticleColumns, pixel_size: float) -> Poses | None:
     """Poses where all three angles are there: rotation A of RELION, shift = -origin."""
     angles = [columns.get(column) for column in ANGLES]
     if any(angle is None for angle in angles):
@@ -194,7 +219,7 @@ def _read_poses(columns: _Columns, pixel_size: float) -> Poses | None:
     return Poses(rotations.float(), shifts.float())
 
 
-def _ignored(columns: _Columns) -> tuple[str, ...]:
+def _ignored(columns: ParticleColumns) -> tuple[str, ...]:
     notes = []
     for column in _NOT_MODELLED:
         values = columns.get(column)

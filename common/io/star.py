@@ -106,7 +106,8 @@ def read_star(path: str | os.PathLike[str]) -> StarFile:
         raise InputError(f"{file}: {_gemmi_message(error)}; expected a RELION STAR file") from None
     tables: list[StarTable] = []
     for block in document:
-        name, pairs = block.name.strip(), []
+        name = block.name.strip()
+        pairs: list[tuple[str, str]] = []
         for item in block:
             if item.loop is not None:
                 tables.append(_table(file, name, item, row_lines))
