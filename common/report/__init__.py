@@ -1,0 +1,32 @@
+"""The report of a run: one offline HTML page."""
+
+from common.report.data import (
+    AtomSites,
+    FourierShellCorrelation,
+    ImageExamples,
+    ImageScores,
+    InputFile,
+    Inputs,
+    Map,
+    Metric,
+    ReportData,
+    Starts,
+)
+from common.report.page import render_report, write_report
+from common.report.pictures import pick_examples
+
+__all__ = [
+    "AtomSites",
+    "FourierShellCorrelation",
+    "ImageExamples",
+    "ImageScores",
+    "InputFile",
+    "Inputs",
+    "Map",
+    "Metric",
+    "ReportData",
+    "Starts",
+    "pick_examples",
+    "render_report",
+    "write_report",
+]
