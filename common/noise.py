@@ -1,8 +1,8 @@
 """The noise of the images, learned from their borders, and images in which it is white.
 
-Whatever lies around the particle (support film, liquid, counting noise) is noise to a reconstruction. Its power spectrum
-is measured outside a disc that holds the particle, and every image is divided by it, so that afterwards a sum of squares
-is minus twice a log likelihood. A model image must pass through the same filter: `NoiseModel.filter`.
+Whatever lies around the particle (support film, liquid, counting noise) is noise to a reconstruction. Its power
+spectrum is measured outside a disc that holds the particle, and every image is divided by it, so that afterwards a sum
+of squares is minus twice a log likelihood. A model image must pass through the same filter: `NoiseModel.filter`.
 """
 
 from __future__ import annotations
