@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -54,13 +54,36 @@ def run(name: str, first: S, step: Callable[[S], S], observers: Sequence[Observe
         saved = observer.resume(name, first)
         if saved is not None and saved.iteration >= state.iteration:
             state = saved  # type: ignore[assignment]
-    for state in iterate(state, step):
+    for current in iterate(state, step):
+        state = current
         for observer in observers:
             observer.observe(name, state)
     return state
 
 
+@dataclass(frozen=True)
+class StageState(State):
+    """A stage as a loop of one step: first without, then with its result."""
+
+    result: Any = None
+
+
+T = TypeVar("T")
+
+
+def run_stage(name: str, function: Callable[[], T], observers: Sequence[Observer] = ()) -> T:
+    """The result of ``function()``, seen by the observers as a loop of one step: a saved result is not computed again.
+
+    Parameters
+    ----------
+    name : what is running; unique within a run.
+    function : a pure function; its result is made of what a state may hold.
+    """
+    first = StageState(iteration=0, done=False)
+    return run(name, first, lambda _: StageState(iteration=1, done=True, result=function()), observers).result
+
+
 def step_generator(seed: int, iteration: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one step, a function of ``(seed, iteration)`` alone, so that a resumed run draws the same."""
+    """The random numbers of one step: a function of ``(seed, iteration)`` alone, so a resumed run draws the same."""
     mixed = (seed * 0x9E3779B97F4A7C15 + iteration * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**63 - 1)
     return torch.Generator(device=device).manual_seed(mixed)

@@ -1,0 +1,63 @@
+# Two commands set everything up: `make demo` and `make test`. Needed: Python >= 3.11 with venv, and make.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The first of these that is 3.11 or newer and can make an environment.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14 python
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then echo "$$p"; break; fi; done)
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   install, simulate a small data set of a 68-atom gold cluster, find its atoms (a few minutes)"
+	@echo "make test   install and run the tests"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make bench  the speed and accuracy tables of the README"
+	@echo "make clean  remove the environment and what the demo wrote"
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer with its venv module was not found (looked for: $(CANDIDATES))." >&2; \
+		echo "Install it (Debian, Ubuntu: apt-get install python3 python3-venv) or say PYTHON=/path/to/python3." >&2; \
+		exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of packages; made again when the pins change.
+$(VENV)/run.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,formats,multislice]'
+	@touch $@
+
+$(VENV)/lint.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
+	@touch $@
+
+demo: $(VENV)/run.stamp
+	$(BIN)/spr simulate --out demo/particles --n-images 300 --snr 1 --seed 1
+	$(BIN)/spr reconstruct demo/particles/particles.star --element Au --out demo/run
+	@echo "The report: $(CURDIR)/demo/run/report.html"
+
+# One thread for each worker, so that the workers do not stand in each other's way.
+test: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGUMENTS)
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/run.stamp
+	$(BIN)/python tests/benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) demo
