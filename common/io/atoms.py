@@ -105,12 +105,12 @@ def write_cif(path: str | os.PathLike[str], atoms: ase.Atoms, *, name: str = "na
 
 def _cif_columns(atoms: ase.Atoms) -> dict[str, list[str]]:
     n, symbols = len(atoms), atoms.get_chemical_symbols()
-    fixed = {"group_PDB": "HETATM"}
     numbers = [str(k + 1) for k in range(n)]
-    columns = {key: [value] * n for key, value in fixed.items()}
-    columns |= {"id": numbers, "type_symbol": symbols, "label_atom_id": symbols, "label_alt_id": ["."] * n}
+    columns = {"group_PDB": ["HETATM"] * n, "id": numbers, "type_symbol": symbols}
+    columns |= {"label_atom_id": symbols, "label_alt_id": ["."] * n}
     columns |= {"label_comp_id": [symbol.upper() for symbol in symbols], "label_asym_id": ["A"] * n}
-    columns |= {"label_entity_id": ["1"] * n, "label_seq_id": ["."] * n, "auth_seq_id": numbers, "auth_asym_id": ["A"] * n}
+    columns |= {"label_entity_id": ["1"] * n, "label_seq_id": ["."] * n}
+    columns |= {"auth_seq_id": numbers, "auth_asym_id": ["A"] * n}
     for k, axis in enumerate("xyz"):
         columns[f"Cartn_{axis}"] = [f"{v:.6f}" for v in atoms.positions[:, k]]
     columns["occupancy"] = _numbers(atoms, "occupancy", 1.0)
@@ -138,7 +138,8 @@ def read_cif(path: str | os.PathLike[str]) -> ase.Atoms:
     file = require_file(path)
     try:
         block = cif.read_string(file.read_bytes().decode("utf-8")).sole_block()
-        table = block.find("_atom_site.", ["type_symbol", *(f"Cartn_{a}" for a in "xyz"), "occupancy", "B_iso_or_equiv"])
+        tags = ["type_symbol", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv"]
+        table = block.find("_atom_site.", tags)
         symbols = [cif.as_string(row[0]).capitalize() for row in table]
         values = np.array([[cif.as_number(row[k]) for k in range(1, 6)] for row in table], dtype=float).reshape(-1, 5)
         atoms = ase.Atoms(symbols, positions=values[:, :3])

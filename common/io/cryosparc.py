@@ -1,7 +1,7 @@
 """cryoSPARC particle files (.cs): a NumPy structured array, read without pickle and held against the file's length.
 
-Convention: the pose is a rotation vector v whose matrix exp([v]x) is the transpose of RELION's A, so A = exp(-[v]x), and the
-shift is RELION's origin in pixels of the alignment; as in pyem (D. Asarnow et al., doi:10.5281/zenodo.3576630).
+Convention: the pose is a rotation vector v whose matrix exp([v]x) is the transpose of RELION's A: A = exp(-[v]x), and
+the shift is RELION's origin in pixels of the alignment; as in pyem (D. Asarnow et al., doi:10.5281/zenodo.3576630).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def read_cs_table(path: str | os.PathLike[str]) -> NDArray:
 
     Raises
     ------
-    InputError : not a .npy file, Python objects inside (they would be unpickled), no named fields, or a length that does
-        not fit the header; nothing is allocated before that is known.
+    InputError : not a .npy file, Python objects inside (they would be unpickled), no named fields, or a length that
+        does not fit the header; nothing is allocated before that is known.
     """
     file = require_file(path)
     with file.open("rb") as handle:
@@ -71,7 +71,7 @@ def read_cryosparc(
     table = read_cs_table(file)
     named = particle_stacks(file, table, allow_outside=allow_outside)
     images, headers, notes = gather_images(str(file), named)
-    stated, silent = header_pixel_sizes(headers)
+    stated, silent = header_pixel_sizes(headers, pixel_size)
     size, size_notes = settle_pixel_size(str(file), pixel_size, [("blob/psize_A", _psize(file, table)), *stated])
     optics, optics_notes = _optics(file, table, voltage_kv, spherical_aberration_mm)
     paths = [_text(value) for value in table["blob/path"]]
@@ -91,7 +91,7 @@ def particle_stacks(file: Path, table: NDArray, *, allow_outside: bool = False) 
     names = table.dtype.names or ()
     for field in ("blob/path", "blob/idx"):
         if field not in names:
-            raise InputError(f"{file}: has no field {field}, expected extracted particles; it has {', '.join(names)[:200]}")
+            raise InputError(f"{file}: has no field {field}, expected particles; it has {', '.join(names)[:200]}")
     if not len(table):
         raise InputError(f"{file}: has no rows, expected one for each image")
     index = _column(file, table, "blob/idx").long()
@@ -152,12 +152,14 @@ def _optics(
     notes: list[str] = []
     settled = []
     for field, given, option in (("ctf/accel_kv", voltage_kv, "--voltage"), ("ctf/cs_mm", cs_mm, "--cs")):
-        if given is None and field not in names:
+        stated = table_numbers(file, table, field)
+        if given is not None:
+            if stated is not None and bool((stated - given).abs().max() > 1e-5 * abs(given)):
+                notes.append(f"{field} {given:g} as given; {file.name} says {float(stated[0]):g}")
+            stated = torch.full((n,), float(given), dtype=torch.float64)
+        if stated is None:
             raise InputError(f"{file}: has defocus but no {field}; give {option}")
-        stated = _column(file, table, field) if field in names else None
-        if given is not None and stated is not None and bool((stated - given).abs().max() > 1e-5 * abs(given)):
-            notes.append(f"{field} {given:g} as given; {file.name} says {float(stated[0]):g}")
-        settled.append(stated if given is None and stated is not None else torch.full((n,), given, dtype=u.dtype))
+        settled.append(stated)
     amplitude = _column(file, table, "ctf/amp_contrast") if "ctf/amp_contrast" in names else torch.zeros_like(u)
     if "ctf/amp_contrast" not in names:
         notes.append(f"{file.name}: no ctf/amp_contrast: taken as 0")

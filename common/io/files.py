@@ -15,6 +15,7 @@ from common.data import InputError
 
 _WHAT_TO_DO = {
     errno.ENOSPC: "the disk is full; free some space or write elsewhere",
+    errno.EFBIG: "the file would be larger than is allowed here; write elsewhere",
     errno.EDQUOT: "the disk quota is used up; free some space or write elsewhere",
     errno.EACCES: "the folder is not writable; choose another one",
     errno.EPERM: "the folder is not writable; choose another one",

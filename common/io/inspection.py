@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from common.data import InputError
 from common.io.cryosparc import particle_stacks, read_cs_table, table_numbers
 from common.io.files import require_file
 from common.io.microscopy import READERS, read_microscopy
 from common.io.mrc import MrcHeader, read_header
+from common.io.particle_file import require_square
 from common.io.particles import MRC_SUFFIXES, TIFF_SUFFIXES, unknown_format
 from common.io.relion import ANGLES, ParticleColumns, image_locations, table_pixel_size
 from common.io.star import read_star
@@ -59,8 +59,7 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _from_headers(headers: list[MrcHeader]) -> dict[str, Any]:
     first = headers[0]
-    if first.shape[1] != first.shape[2]:
-        raise InputError(f"{first.path}: the images are {first.shape[2]} x {first.shape[1]} pixels, expected square ones")
+    require_square(first.path, first.shape)
     return {
         "box_size": first.shape[-1],
         "dtype": first.dtype.name,

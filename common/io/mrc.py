@@ -55,7 +55,9 @@ class MrcHeader:
         if x in (0.0, 1.0) and y in (0.0, 1.0):
             return None
         if not (math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0):
-            raise InputError(f"{self.path}: the header's pixels are {x:g} x {y:g} angstrom, expected positive numbers")
+            raise InputError(
+                f"{self.path}: the header's pixels are {x:g} x {y:g} angstrom, expected positive numbers; give --pixel-size"
+            )
         if abs(x - y) > 0.01 * x:
             raise InputError(f"{self.path}: the header's pixels are {x:g} x {y:g} angstrom, expected square ones")
         return float(x)
@@ -120,13 +122,14 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     if length < expected:
         whole = max(0, length - offset) // section
         raise InputError(
-            f"{file}: truncated: {length} bytes, expected {expected} for {nz} sections of {nx} x {ny} {dtype.name} "
-            f"(mode {mode}); {whole} whole sections are there; copy the file again"
+            f"{file}: truncated: {length} bytes, expected {expected} for {nz} images of {nx} x {ny} {dtype.name} "
+            f"(mode {mode}); {whole} whole images are there{_fitting_modes(length - offset, nx * ny * nz)}; "
+            "copy the file again"
         )
     if length > expected:
         raise InputError(
-            f"{file}: {length} bytes, expected {expected} for {nz} sections of {nx} x {ny} {dtype.name} (mode {mode}): "
-            "the header does not describe the data; write the file again"
+            f"{file}: too long: {length} bytes, expected {expected} for {nz} images of {nx} x {ny} {dtype.name} "
+            f"(mode {mode}){_fitting_modes(length - offset, nx * ny * nz)}; write the file again"
         )
     if raw[208:211] != b"MAP":
         notes = (*notes, f"{file.name}: the header lacks the word MAP of MRC2014; read as an older MRC file")
@@ -134,6 +137,13 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     return MrcHeader(
         file, (nz, ny, nx), dtype, offset, (voxel[0], voxel[1], voxel[2]), space_group, intervals[2], notes
     )
+
+
+def _fitting_modes(data_bytes: int, values: int) -> str:
+    """A hint where the length fits another mode than the header's."""
+    types = {mode: np.dtype(code) for mode, code in _MODES.items()}
+    fitting = [f"{mode} ({t.name})" for mode, t in types.items() if values * t.itemsize == data_bytes]
+    return f"; the length fits mode {' or '.join(fitting)}" if fitting else ""
 
 
 def map_sections(header: MrcHeader) -> NDArray:

@@ -161,13 +161,23 @@ def require_square(path: Path, shape: tuple[int, ...]) -> None:
         raise InputError(f"{path}: the images are {shape[-1]} x {shape[-2]} pixels, expected square ones; crop them")
 
 
-def header_pixel_sizes(headers: Sequence[MrcHeader]) -> tuple[list[tuple[str, float | None]], tuple[str, ...]]:
-    """What MRC headers say of the pixel size, each distinct answer once, and a note for those that do not say."""
+def header_pixel_sizes(
+    headers: Sequence[MrcHeader], given: float | None
+) -> tuple[list[tuple[str, float | None]], tuple[str, ...]]:
+    """What MRC headers say of the pixel size, each distinct answer once, and a note for those that do not say.
+
+    A header whose pixel size is impossible is an error, unless the user `given` another.
+    """
     stated: dict[float | None, str] = {}
     for header in headers:
-        stated.setdefault(header.pixel_size, f"the header of {header.path.name}")
+        try:
+            stated.setdefault(header.pixel_size, f"the header of {header.path.name}")
+        except InputError:
+            if given is None:
+                raise
+            stated.setdefault(None, f"the header of {header.path.name}")
     silent = stated.get(None)
-    notes = () if silent is None else (f"{silent} does not say the pixel size (0 or 1)",)
+    notes = () if silent is None else (f"{silent} does not say the pixel size",)
     return [(who, value) for value, who in stated.items()], notes
 
 

@@ -87,7 +87,7 @@ def _read_mrc(file: Path, pixel_size: float | None) -> ParticleFile:
     header = read_header(file)
     named = [(file, k, f"{file}: image {k + 1}") for k in range(header.shape[0])]
     images, headers, notes = gather_images(str(file), named)
-    stated, silent = header_pixel_sizes(headers)
+    stated, silent = header_pixel_sizes(headers, pixel_size)
     if header.space_group == 1 and len(set(header.shape)) == 1:
         notes = (*notes, f"{file.name}: the header says this is a volume (ISPG 1), its sections are read as images")
     return _plain(file, images, pixel_size, stated, (*notes, *silent))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.data import ImageStack, InputError, Poses
 from common.io.particle_file import ParticleFile
-from common.io.relion import ANGLES, ORIGINS, particle_tables
+from common.io.relion import ANGLES, ORIGINS, ParticleColumns, particle_tables
 from common.io.star import StarTable, write_star
 from common.rotations import matrix_to_euler
 
@@ -44,12 +44,17 @@ def write_particles_star(
         raise InputError(f"{path}: {len(poses)} poses for {n} images, expected one each")
     particles, optics, others = _source_tables(particle_file)
     particles = particles.with_column("rlnImageName", particle_file.image_names)
+    if optics is not None and particle_file.source is not None:
+        optics = _settled_optics(particle_file.stack, ParticleColumns.read(particle_file.source), optics)
     optics, groups = _optics_table(particle_file.stack, particles, optics)
     if groups is not None:
         particles = particles.with_column("rlnOpticsGroup", [str(group) for group in groups])
-    for name, values in {**_defocus_columns(particle_file, particles), **_pose_columns(particles, poses, particle_file)}.items():
-        particles = particles.with_column(name, _format(path, name, values, n))
-    for name, values in extra_columns.items():
+    written = {
+        **_defocus_columns(particle_file),
+        **_pose_columns(particles, poses, particle_file.stack.pixel_size),
+        **extra_columns,
+    }
+    for name, values in written.items():
         particles = particles.with_column(name, _format(path, name, values, n))
     write_star(path, (optics, *others, particles))
 
@@ -84,6 +89,21 @@ def _optics_table(
     return optics, groups
 
 
+def _settled_optics(stack: ImageStack, columns: ParticleColumns, optics: StarTable) -> StarTable:
+    """The input's optics groups, with the voltage and Cs that were used where the user gave others."""
+    if stack.optics is None or columns.groups is None:
+        return optics
+    used = (stack.optics.voltage_kv, stack.optics.spherical_aberration_mm, stack.optics.amplitude_contrast)
+    for name, values in zip(_OPTICS, used, strict=True):
+        stated = columns.get(name)
+        if stated is not None and torch.allclose(stated, values.double().cpu(), rtol=1e-5, atol=1e-9):
+            continue
+        before = optics.strings(name) if name in optics else ("0",) * len(optics)
+        first = {int(group): float(value) for group, value in zip(columns.groups, values, strict=True)}
+        optics = optics.with_column(name, [f"{first[k]:.7g}" if k in first else v for k, v in enumerate(before)])
+    return optics
+
+
 def _optics_of_rows(stack: ImageStack, particles: StarTable) -> list[tuple[str, ...]]:
     """Voltage, Cs and amplitude contrast of each particle as text; empty where nothing is known of them."""
     if stack.optics is not None:
@@ -95,7 +115,7 @@ def _optics_of_rows(stack: ImageStack, particles: StarTable) -> list[tuple[str, 
     return [()] * len(stack)
 
 
-def _defocus_columns(particle_file: ParticleFile, particles: StarTable) -> dict[str, Tensor]:
+def _defocus_columns(particle_file: ParticleFile) -> dict[str, Tensor]:
     """Defocus for an input whose own columns do not hold it (cryoSPARC)."""
     optics = particle_file.stack.optics
     if optics is None or particle_file.source is not None:
@@ -104,14 +124,14 @@ def _defocus_columns(particle_file: ParticleFile, particles: StarTable) -> dict[
     return {name: optics.defocus[:, k] for k, name in enumerate(names)}
 
 
-def _pose_columns(particles: StarTable, poses: Poses, particle_file: ParticleFile) -> dict[str, Tensor]:
+def _pose_columns(particles: StarTable, poses: Poses, pixel_size: float) -> dict[str, Tensor]:
     angles = matrix_to_euler(poses.rotations.detach().cpu().double())
     origins = -poses.shifts.detach().cpu().double() + 0.0  # + 0.0 turns -0 into 0
     columns = {name: angles[:, k] for k, name in enumerate(ANGLES)}
     columns |= {name: origins[:, k] for k, name in enumerate(ORIGINS)}
     for k, name in enumerate(("rlnOriginX", "rlnOriginY")):
         if name in particles:  # RELION 3.0, pixels: kept, but never stale
-            columns[name] = origins[:, k] / particle_file.stack.pixel_size
+            columns[name] = origins[:, k] / pixel_size
     return columns
 
 
@@ -123,6 +143,7 @@ def _format(path: str | os.PathLike[str], name: str, values: Tensor, n: int) -> 
         return [str(int(v)) for v in values]
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
-        raise InputError(f"{Path(path)}: {name} of image {int(bad[0]) + 1} is {float(values[bad[0]])}, expected a number")
+        k = int(bad[0])
+        raise InputError(f"{Path(path)}: {name} of image {k + 1} is {float(values[k])}, expected a finite number")
     digits = ".6f" if name in ANGLES or name.startswith("rlnOrigin") else ".7g"
     return [format(float(v), digits) for v in values]

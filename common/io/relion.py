@@ -42,7 +42,7 @@ def read_relion(
     names = columns.particles.strings("rlnImageName")
     named = image_locations(columns, allow_outside=allow_outside)
     images, headers, notes = gather_images(str(star.path), named)
-    stated, silent = header_pixel_sizes(headers)
+    stated, silent = header_pixel_sizes(headers, pixel_size)
     table_size = table_pixel_size(columns)
     size, size_notes = settle_pixel_size(str(star.path), pixel_size, [("the STAR file", table_size), *stated])
     optics, optics_notes = _read_optics(columns, voltage_kv, spherical_aberration_mm)

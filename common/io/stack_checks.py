@@ -70,8 +70,8 @@ def _check_values(pixels: Tensor, first: int, names: Sequence[str], source: str)
     if bool(constant.any()):
         k = int(constant.nonzero()[0])
         raise InputError(
-            f"{source}: {_name(first + k, names)} is constant (every pixel is {float(highest[k]):g}), expected an image; "
-            f"leave it out ({int(constant.sum())} such images of {len(pixels)} looked at)"
+            f"{source}: {_name(first + k, names)} is constant (every pixel is {float(highest[k]):g}), expected an "
+            f"image; leave it out ({int(constant.sum())} such images of {len(pixels)} looked at)"
         )
     at_highest = (pixels == highest).sum(-1)
     below = pixels.masked_fill(pixels == highest, -torch.inf).amax(-1, keepdim=True)
@@ -101,7 +101,7 @@ def _check_copies(images: Tensor, names: Sequence[str], source: str) -> None:
 
 
 def _outliers(what: str, values: Tensor, scale: float, source: str) -> tuple[str, ...]:
-    """A warning for values more than 10 robust standard deviations, and half the contrast of an image, off the median."""
+    """A warning for values off the median by 10 robust standard deviations and by half of an image's contrast."""
     median = values.median()
     off = (values - median).abs()
     far = (off > 10 * 1.4826 * off.median()) & (off > 0.5 * scale)

@@ -37,7 +37,7 @@ def read_tiff(path: str | os.PathLike[str]) -> tuple[Tensor, tuple[str, ...]]:
     except InputError:
         raise
     except Exception as error:  # what a damaged TIFF raises has no common class
-        raise InputError(f"{file}: cannot be read as TIFF: {' '.join(str(error).split())[:160]}; write it again") from None
+        raise _damaged(file, error) from None
     return torch.from_numpy(images), notes
 
 
@@ -50,7 +50,11 @@ def tiff_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], str]
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file}: cannot be read as TIFF: {' '.join(str(error).split())[:160]}; write it again") from None
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: os.PathLike[str], error: Exception) -> InputError:
+    return InputError(f"{file}: cannot be read as TIFF: {' '.join(str(error).split())[:160]}; write it again")
 
 
 def _check(file: os.PathLike[str], tif: tifffile.TiffFile) -> tuple[int, int, int]:
@@ -62,7 +66,9 @@ def _check(file: os.PathLike[str], tif: tifffile.TiffFile) -> tuple[int, int, in
     if series.keyframe.samplesperpixel != 1 or series.dtype is None or series.dtype.kind not in "iuf":
         raise InputError(f"{file}: the pages hold {series.dtype} of shape {series.shape}, expected grey images")
     size = math.prod(series.shape) * series.dtype.itemsize
-    shape = (math.prod(series.shape[:-2]), *series.shape[-2:])
+    if len(series.shape) < 2:
+        raise InputError(f"{file}: the pages have shape {series.shape}, expected (n, y, x)")
+    shape = (math.prod(series.shape[:-2]), int(series.shape[-2]), int(series.shape[-1]))
     if series.dataoffset is not None:
         inside = series.dataoffset + size <= length
     else:
@@ -71,8 +77,8 @@ def _check(file: os.PathLike[str], tif: tifffile.TiffFile) -> tuple[int, int, in
         )
     if not inside or size == 0:
         raise InputError(
-            f"{file}: truncated: {length} bytes do not hold {shape[0]} images of {shape[2]} x {shape[1]} {series.dtype}; "
-            "copy the file again"
+            f"{file}: truncated: {length} bytes do not hold {shape[0]} images of {shape[2]} x {shape[1]} "
+            f"{series.dtype}; copy the file again"
         )
     require_square(require_file(file), shape)
     return shape
