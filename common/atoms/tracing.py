@@ -98,8 +98,9 @@ def trace(volume: Volume, settings: TracingSettings | None = None) -> Atoms:
 
     Returns
     -------
-    Atoms at (x, y, z) angstrom from the centre voxel ``d // 2``, highest first, with arrays "peak_height" (relative to the
-    median atom) and "score" (height over noise); ``info`` holds "trace_determined", "trace_threshold", "trace_gap".
+    Atoms at (x, y, z) angstrom from the centre voxel ``d // 2``, highest first, with arrays "peak_height" (relative to
+    the median atom) and "score" (height over noise). ``info`` holds "trace_determined", "trace_reason" (why not, one
+    line), "trace_threshold" and "trace_gap".
 
     Raises
     ------
@@ -140,9 +141,9 @@ def find_atoms(volume: Volume, settings: TracingSettings | None = None) -> Trace
     -----
     Highest peaks first; then, again and again: all positions and heights are fitted together to the map with the atom's
     profile and the noise measured from it (`map_model`), the atoms are subtracted, what is left is searched with the
-    matched filter, new peaks join, and those that end low or apart from the particle go. Ripples around atoms vanish with
-    the atoms, so that a false peak loses its height in the joint fit. The threshold is where the expected number of
-    missed and of false atoms is least, moved into the widest gap nearby.
+    matched filter, new peaks join, and those that end low or apart from the particle go. Ripples around atoms vanish
+    with the atoms, so that a false peak loses its height in the joint fit. The threshold is where the expected number
+    of missed and of false atoms is least, moved into the widest gap nearby.
     """
     settings = settings or TracingSettings()
     if not bool(torch.isfinite(volume.values).all()):
@@ -155,7 +156,7 @@ def find_atoms(volume: Volume, settings: TracingSettings | None = None) -> Trace
     model = _keep(model, _apart(model.positions, model.heights, shortest))
     background, sigma, split = np.empty(0), 0.0, _Split(0.5, 0.0)
     for cycle in range(settings.cycles):
-        model, dropped = _pruned(refine(band, model, 3), 0.7 * shortest, 0.0)
+        model, _ = _pruned(refine(band, model, 3), 0.7 * shortest, 0.0)
         coefficients, sigma = matched_residual(band, model)
         peaks, heights = _peaks(band, coefficients, shortest, model.positions)
         beside = _neighbours(peaks, model.positions, shortest) >= 2
@@ -168,7 +169,9 @@ def find_atoms(volume: Volume, settings: TracingSettings | None = None) -> Trace
         background = np.concatenate([heights[~fresh], dropped])
         if settled and not fresh.any() and len(model.heights) == before:
             break
-        if len(model.heights) + fresh.sum() < _LEAST:
+        # in noise alone thousands of peaks would be fitted for nothing
+        hopeless = cycle >= 2 and split.expected_errors > 0.25 * len(model.heights)
+        if hopeless or len(model.heights) + fresh.sum() < _LEAST:
             break
         if cycle < settings.cycles - 1:
             model = MapModel(
@@ -263,7 +266,7 @@ def _neighbours(positions: Floats, atoms: Floats, shortest: float) -> NDArray[np
 def _pruned(
     model: MapModel, distance: float, low: float, *, neighbours_within: float | None = None
 ) -> tuple[MapModel, Floats]:
-    """Without atoms that run into a higher one, are low, or are apart from the particle; and the heights of the latter two."""
+    """Without atoms that run into a higher one, are low, or are apart from the particle; heights of the latter two."""
     model = _keep(model, _apart(model.positions, model.heights, distance))
     high = model.heights > low
     dropped = model.heights[~high]
