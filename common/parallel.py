@@ -1,0 +1,159 @@
+"""Many processes, one answer: images in a fixed number of virtual shards, summed in a fixed order.
+
+Start one process with ``python`` or N with ``torchrun --nproc-per-node N``: the shards are the same, a process takes
+every N-th of them, and the sums are added in the order of the shards. So the answer does not depend on N, bit for bit,
+as long as the number of threads of a process is the same (a matrix product may round differently with another number).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+N_SHARDS = 16
+
+
+def process_rank() -> int:
+    """Number of this process, from 0; 0 when there is only one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def processes(device: torch.device | str = "cpu") -> Iterator[torch.device]:
+    """Join the processes that torchrun started, for as long as the block lasts; nothing happens without torchrun.
+
+    Parameters
+    ----------
+    device : "cpu" (gloo) or "cuda" (nccl; each process takes the GPU of its local rank).
+
+    Yields
+    ------
+    The device of this process.
+    """
+    device = torch.device(device)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1))
+    if count == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def shards(n_images: int, n_shards: int = N_SHARDS) -> tuple[Tensor, ...]:
+    """The virtual shards: consecutive runs of image indices, in order, as even as can be and none empty.
+
+    Parameters
+    ----------
+    n_images : >= 1.
+    n_shards : at most so many; fewer when there are fewer images.
+
+    Raises
+    ------
+    ValueError : there is no image, or no shard is wanted.
+    """
+    if n_images < 1 or n_shards < 1:
+        raise ValueError(f"{n_images} images in {n_shards} shards, expected at least one of each")
+    return torch.arange(n_images).tensor_split(min(n_shards, n_images))
+
+
+def sum_over_shards(
+    function: Callable[[Tensor], Sequence[Tensor]], n_images: int, *, n_shards: int = N_SHARDS
+) -> tuple[Tensor, ...]:
+    """Sum what a function returns for each shard of the images, over all processes.
+
+    Parameters
+    ----------
+    function : takes the indices of a shard's images, (k,) int64 on the CPU; returns tensors whose shapes and dtypes are
+        the same for every shard (partial sums over these images). It must not itself talk to other processes.
+    n_images : >= 1.
+
+    Returns
+    -------
+    The sums, on every process the same, bit for bit the same for any number of processes.
+
+    Notes
+    -----
+    Memory: one result per process at a time, not one per shard. The sum runs strictly in the order of the shards.
+    """
+    totals: tuple[Tensor, ...] | None = None
+    for gathered in _rounds(function, shards(n_images, n_shards), same_shape=True):
+        for parts in gathered:
+            totals = parts if totals is None else tuple(t + p for t, p in zip(totals, parts, strict=True))
+    if totals is None:  # shards() is never empty
+        raise ValueError("there is nothing to sum")
+    return totals
+
+
+def map_over_shards(
+    function: Callable[[Tensor], Sequence[Tensor]], n_images: int, *, n_shards: int = N_SHARDS
+) -> tuple[Tensor, ...]:
+    """Collect what a function returns for each image, over all processes, in the order of the images.
+
+    Parameters
+    ----------
+    function : takes the indices of a shard's images, (k,) int64 on the CPU; returns tensors (k, ...), a row per image.
+    n_images : >= 1.
+
+    Returns
+    -------
+    The tensors (n_images, ...), on every process the same.
+    """
+    rounds = _rounds(function, shards(n_images, n_shards), same_shape=False)
+    pieces = [parts for gathered in rounds for parts in gathered]
+    return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+
+
+def _rounds(
+    function: Callable[[Tensor], Sequence[Tensor]], parts: Sequence[Tensor], *, same_shape: bool
+) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Results of the shards in order, as many at a time as there are processes."""
+    rank, count = process_rank(), process_count()
+    for first in range(0, len(parts), count):
+        these = parts[first : first + count]
+        # A process without a shard of its own in this round computes a short one again, for its shapes only.
+        own = tuple(function(these[min(rank, len(these) - 1)]))
+        if count == 1:
+            yield [own]
+            continue
+        # tensor_split puts the longer shards first, so those of a round differ by one row at most: pad to the longest.
+        lengths = [len(part) for part in these]
+        columns = [_gather(tensor, count, None if same_shape else max(lengths)) for tensor in own]
+        rows = [tuple(column[i] for column in columns) for i in range(len(these))]
+        yield rows if same_shape else [tuple(t[:n] for t in row) for row, n in zip(rows, lengths, strict=True)]
+
+
+def _gather(tensor: Tensor, count: int, length: int | None) -> list[Tensor]:
+    """This tensor of every process; with a length, padded to so many rows first."""
+    values = tensor.detach().resolve_conj()
+    if length is not None and len(values) < length:
+        values = torch.cat((values, values.new_zeros(length - len(values), *values.shape[1:])))
+    kind = values.dtype
+    if kind.is_complex:
+        values = torch.view_as_real(values)
+    elif kind == torch.bool:
+        values = values.to(torch.uint8)
+    if dist.get_backend() == "nccl":  # which moves nothing that lies on the CPU
+        values = values.cuda()
+    values = values.contiguous()
+    gathered = [torch.empty_like(values) for _ in range(count)]
+    dist.all_gather(gathered, values)
+    if kind.is_complex:
+        return [torch.view_as_complex(part).to(tensor.device) for part in gathered]
+    return [part.to(tensor.device, kind) for part in gathered]

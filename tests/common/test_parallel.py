@@ -1,0 +1,85 @@
+"""The answer does not depend on the number of processes, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.parallel import map_over_shards, process_count, process_rank, shards, sum_over_shards
+
+# Values of very different size, so that another order of summation shows in the last bits.
+PROGRAM = """
+import sys, torch
+from safetensors.torch import save_file
+from common.parallel import map_over_shards, process_count, process_rank, processes, sum_over_shards
+
+torch.set_num_threads(1)
+result = {}
+with processes() as device:
+    for n in (1, 3, 17, 50):
+        images = torch.exp(8 * torch.randn(n, 6, 6, generator=torch.Generator().manual_seed(n)))
+        total, spectrum, count = sum_over_shards(
+            lambda i: (images[i].sum(0), torch.fft.fft2(images[i]).sum(0), torch.tensor(len(i))), n
+        )
+        rows, kept, waves = map_over_shards(
+            lambda i: (images[i].mean((1, 2)), images[i, 0, 0] > 1, torch.fft.fft(images[i])), n
+        )
+        values = dict(total=total, spectrum=torch.view_as_real(spectrum), count=count, rows=rows, kept=kept,
+                      waves=torch.view_as_real(waves))
+        result |= {f"{key}/{n}": value.contiguous() for key, value in values.items()}
+    result["processes"] = torch.tensor(process_count())
+    save_file(result, sys.argv[1] + f".{process_rank()}")
+"""
+
+
+def run(tmp_path: Path, count: int) -> list[dict[str, torch.Tensor]]:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    out = tmp_path / f"of{count}"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*(launch if count > 1 else [sys.executable]), str(program), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [load_file(f"{out}.{rank}") for rank in range(count)]
+
+
+def test_two_processes_give_every_bit_of_what_one_gives(tmp_path: Path) -> None:
+    (alone,) = run(tmp_path, 1)
+    assert int(alone.pop("processes")) == 1
+    for result in run(tmp_path, 2):
+        assert int(result.pop("processes")) == 2
+        assert result.keys() == alone.keys()
+        for name, value in alone.items():
+            assert value.dtype == result[name].dtype
+            assert value.numpy().tobytes() == result[name].numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 939])
+def test_shards_cover_every_image_once_in_order(n: int) -> None:
+    parts = shards(n)
+    assert torch.equal(torch.cat(parts), torch.arange(n))
+    lengths = [len(part) for part in parts]
+    assert len(parts) == min(n, 16)
+    assert max(lengths) - min(lengths) <= 1
+    assert sorted(lengths, reverse=True) == lengths
+
+
+def test_one_process_needs_no_setting_up() -> None:
+    images = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (total,) = sum_over_shards(lambda i: (images[i].sum(0),), 40)
+    (squares,) = map_over_shards(lambda i: (images[i] ** 2,), 40)
+    torch.testing.assert_close(total, images.sum(0))
+    assert torch.equal(squares, images**2)
+    assert (process_rank(), process_count()) == (0, 1)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 images"):
+        sum_over_shards(lambda i: (i,), 0)
