@@ -56,7 +56,7 @@ class CheckpointObserver:
     def resume(self, name: str, first: State) -> State | None:
         path = self.path(name)
         saved = load_state(path, type(first), labels=self.labels, device=self.device) if path.exists() else None
-        _wait_for_all()  # nobody writes before all have read
+        wait_for_all()  # nobody writes before all have read
         self._written[name] = (-1 if saved is None else saved.iteration, time.monotonic())
         return saved
 
@@ -96,6 +96,7 @@ def _many_processes() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _wait_for_all() -> None:
+def wait_for_all() -> None:
+    """Go on only when every process has come here; at once when there is only one."""
     if _many_processes():
         torch.distributed.barrier()

@@ -21,7 +21,7 @@ Key = tuple[str, int]
 
 
 def scalars(state: State) -> dict[str, float]:
-    """The numbers of a state: its int, float and bool fields and its tensors of one element (not iteration and done)."""
+    """The numbers of a state: int, float and bool fields and tensors of one element, but for iteration and done."""
     numbers: dict[str, float] = {}
     for field in fields(state):
         value = getattr(state, field.name)
@@ -43,9 +43,9 @@ class MetricsObserver:
 
     Notes
     -----
-    A resumed loop starts at its last checkpoint and passes again the iterations after it: their lines are put in the place
-    of the old ones, and lines past the loop's end are dropped. So the table of a killed and resumed run is that of an
-    undisturbed one. A line torn by a kill is dropped.
+    A resumed loop starts at its last checkpoint and passes again the iterations after it: their lines are put in the
+    place of the old ones, and lines past the loop's end are dropped. So the table of a killed and resumed run is that
+    of an undisturbed one. A line torn by a kill is dropped.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -85,7 +85,8 @@ class MetricsObserver:
                     os.fsync(file.fileno())
                     self._synced = time.monotonic()
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); free some space and run again") from None
+            reason = f"cannot be written ({error.strerror})"
+            raise InputError(f"{self.path}: {reason}; free some space and run again") from None
 
 
 def _text(rows: dict[Key, dict[str, str]], *, header: bool = False) -> str:
