@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def read_cs_table(path: str | os.PathLike[str]) -> NDArray:
         try:
             version = np.lib.format.read_magic(handle)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(handle, max_header_size=_LONGEST_HEADER)
+            with warnings.catch_warnings(action="ignore"):  # a damaged header may be odd Python text
+                shape, _, dtype = read(handle, max_header_size=_LONGEST_HEADER)
         except Exception as error:  # the header is Python text: what a damaged one raises has no common class
             what = " ".join(str(error).split())[:120]
             raise InputError(f"{file}: not a cryoSPARC file ({what}), expected a NumPy structured array") from None
@@ -137,7 +139,7 @@ def _psize(file: Path, table: NDArray) -> float | None:
     low, high = float(sizes.min()), float(sizes.max())
     if high - low > 1e-4 * abs(high):
         raise InputError(f"{file}: blob/psize_A runs from {low:g} to {high:g} angstrom, expected one pixel size")
-    return round(low, 7)  # float32 in the file: 0.35, not 0.3499999940395355
+    return float(f"{low:.7g}")  # float32 in the file: 0.35, not 0.3499999940395355
 
 
 def _optics(

@@ -25,7 +25,8 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     format, path, file_bytes, images (their number), box_size (px), dtype, pixel_size (angstrom or None),
-    optics (name -> (lowest, highest), or None for plain projections), has_poses, columns, stacks (the files with the
+    optics (name -> (lowest, highest) of what the file has, None for nothing; without "defocus_u" the images are taken
+    as plain projections), has_poses, columns, stacks (the files with the
     images), total_bytes (of all of them), notes. Microscopes' own files are the exception: their images are read.
 
     Raises
@@ -104,7 +105,7 @@ def _peek_cs(file: Path) -> dict[str, Any]:
     found = _from_headers([read_header(stack) for stack in dict.fromkeys(path for path, _, _ in locations)])
     stated = table_numbers(file, table, "blob/psize_A")
     if stated is not None:
-        found["pixel_size"] = round(float(stated.min()), 7)
+        found["pixel_size"] = float(f"{float(stated.min()):.7g}")
     names = {
         "voltage_kv": "ctf/accel_kv",
         "spherical_aberration_mm": "ctf/cs_mm",

@@ -68,4 +68,4 @@ def _pixel_size(name: str, axes: list[dict[str, Any]]) -> float | None:
         sizes.append(abs(float(axis["scale"])) * unit)
     if len(sizes) == 2 and abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
         raise InputError(f"{name}: the pixels are {sizes[1]:g} x {sizes[0]:g} angstrom, expected square ones")
-    return sizes[0] if sizes else None
+    return float(f"{sizes[0]:.7g}") if sizes else None

@@ -56,11 +56,12 @@ class MrcHeader:
             return None
         if not (math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0):
             raise InputError(
-                f"{self.path}: the header's pixels are {x:g} x {y:g} angstrom, expected positive numbers; give --pixel-size"
+                f"{self.path}: the header's pixels are {x:g} x {y:g} angstrom, expected positive numbers; "
+                "give --pixel-size"
             )
         if abs(x - y) > 0.01 * x:
             raise InputError(f"{self.path}: the header's pixels are {x:g} x {y:g} angstrom, expected square ones")
-        return float(x)
+        return float(f"{x:.7g}")  # float32 in the file: 0.35, not 0.3499999940395355
 
 
 def _plausible(raw: bytes, order: str) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import tifffile
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data import InputError
@@ -29,74 +34,102 @@ def read_tiff(path: str | os.PathLike[str]) -> tuple[Tensor, tuple[str, ...]]:
     InputError : damaged, truncated, pages of different sizes, colours, or images that are not square.
     """
     file = require_file(path)
-    try:
-        with tifffile.TiffFile(file) as tif:
-            shape = _check(file, tif)
-            images = np.asarray(tif.series[0].asarray(), dtype=np.float32).reshape(shape)
-            notes = _resolution(file.name, tif)
-    except InputError:
-        raise
-    except Exception as error:  # what a damaged TIFF raises has no common class
-        raise _damaged(file, error) from None
+    with _open(file) as tif:
+        shape, _ = _check(file, tif)
+        images = np.empty(shape, dtype=np.float32)
+        for k, image in enumerate(_pages(tif)):
+            images[k] = image
+        notes = _resolution(file.name, tif)
     return torch.from_numpy(images), notes
 
 
 def tiff_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], str]:
     """(n, y, x) and the type of the values of a TIFF stack, from its tags; errors as `read_tiff`."""
     file = require_file(path)
+    with _open(file) as tif:
+        shape, dtype = _check(file, tif)
+    return shape, str(dtype)
+
+
+class _Complaints(logging.Handler):
+    """What tifffile only logs, such as a chain of pages that breaks off: for us these are errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[tifffile.TiffFile]:
+    complaints, log = _Complaints(), logging.getLogger("tifffile")
+    log.addHandler(complaints)
+    what: object = None
     try:
         with tifffile.TiffFile(file) as tif:
-            return _check(file, tif), str(tif.series[0].dtype)
+            yield tif
     except InputError:
         raise
-    except Exception as error:
-        raise _damaged(file, error) from None
-
-
-def _damaged(file: os.PathLike[str], error: Exception) -> InputError:
-    return InputError(f"{file}: cannot be read as TIFF: {' '.join(str(error).split())[:160]}; write it again")
-
-
-def _check(file: os.PathLike[str], tif: tifffile.TiffFile) -> tuple[int, int, int]:
-    """(n, y, x), once the data are known to lie inside the file: tifffile would fill what is missing with zeros."""
-    if len(tif.series) != 1:
-        sizes = ", ".join(" x ".join(map(str, series.shape)) for series in tif.series[:4])
-        raise InputError(f"{file}: {len(tif.series)} series of pages ({sizes}), expected pages of one size")
-    series, length = tif.series[0], os.stat(file).st_size
-    if series.keyframe.samplesperpixel != 1 or series.dtype is None or series.dtype.kind not in "iuf":
-        raise InputError(f"{file}: the pages hold {series.dtype} of shape {series.shape}, expected grey images")
-    size = math.prod(series.shape) * series.dtype.itemsize
-    if len(series.shape) < 2:
-        raise InputError(f"{file}: the pages have shape {series.shape}, expected (n, y, x)")
-    shape = (math.prod(series.shape[:-2]), int(series.shape[-2]), int(series.shape[-1]))
-    if series.dataoffset is not None:
-        inside = series.dataoffset + size <= length
-    else:
-        inside = size <= length * _MOST_COMPRESSION and all(
-            page is not None and _page_inside(page, length) for page in series.pages
-        )
-    if not inside or size == 0:
+    except Exception as error:  # what a damaged TIFF raises has no common class
+        what = error
+    finally:
+        log.removeHandler(complaints)
+    if what is None and complaints.messages:
+        what = complaints.messages[0]
+    if what is not None:
         raise InputError(
-            f"{file}: truncated: {length} bytes do not hold {shape[0]} images of {shape[2]} x {shape[1]} "
-            f"{series.dtype}; copy the file again"
+            f"{file}: damaged or truncated: {' '.join(str(what).split())[:160]}; expected a TIFF; write or copy it again"
         )
-    require_square(require_file(file), shape)
-    return shape
 
 
-def _page_inside(page: tifffile.TiffPage | tifffile.TiffFrame, length: int) -> bool:
-    parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    return bool(parts) and all(offset > 0 and count > 0 and offset + count <= length for offset, count in parts)
+def _pages(tif: tifffile.TiffFile) -> Iterator[NDArray]:
+    """The images one after the other; ImageJ puts a whole stack behind one page."""
+    if len(tif.pages) == 1:
+        series = tif.series[0].asarray()
+        yield from series.reshape(-1, *series.shape[-2:])
+    else:
+        for page in tif.pages:
+            yield page.asarray()
+
+
+def _check(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int, int], np.dtype]:
+    """(n, y, x) and type, once the data are known to lie in the file: tifffile fills what is missing with 0."""
+    length, n = file.stat().st_size, len(tif.pages)
+    first = tif.pages.first
+    shapes = list(dict.fromkeys(page.shape for page in tif.pages))
+    if len(shapes) > 1:
+        sizes = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:4])
+        raise InputError(f"{file}: pages of different sizes ({sizes}), expected one size")
+    if first.samplesperpixel != 1 or first.dtype is None or first.dtype.kind not in "iuf" or len(first.shape) != 2:
+        raise InputError(f"{file}: the pages hold {first.dtype} of shape {first.shape}, expected grey images")
+    height, width = int(first.shape[0]), int(first.shape[1])
+    if n == 1:
+        n = math.prod(tif.series[0].shape) // max(1, height * width)
+    size = n * height * width * first.dtype.itemsize
+    parts = [part for page in tif.pages for part in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    inside = 0 < size <= length * _MOST_COMPRESSION and bool(parts)
+    inside = inside and all(offset > 0 and count > 0 and offset + count <= length for offset, count in parts)
+    if first.compression == 1:  # none
+        inside = inside and first.dataoffsets[0] + size <= length
+    if not inside:
+        raise InputError(
+            f"{file}: truncated: {length} bytes do not hold {n} images of {width} x {height} {first.dtype}; "
+            "copy the file again"
+        )
+    require_square(file, (n, height, width))
+    return (n, height, width), first.dtype
 
 
 def _resolution(name: str, tif: tifffile.TiffFile) -> tuple[str, ...]:
     """What the resolution tag says, as a note: most programs leave a screen's 72 dots per inch there."""
-    tags = tif.pages[0].tags  # type: ignore[union-attr]
-    unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 1
-    if "XResolution" not in tags or int(unit) not in (2, 3):
+    tags = tif.pages.first.tags
+    unit = int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 1
+    if "XResolution" not in tags or unit not in (2, 3):
         return ()
     dots, per = tags["XResolution"].value
     if not dots or not per:
         return ()
-    angstrom = (2.54e8 if int(unit) == 2 else 1e8) * per / dots
+    angstrom = (2.54e8 if unit == 2 else 1e8) * per / dots
     return (f"{name}: the resolution tag says {angstrom:.4g} angstrom a pixel; not used",)

@@ -26,9 +26,13 @@ def test_a_file_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
-        file.write(b"new")
-        raise ZeroDivisionError
+    def write_half() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -112,7 +116,7 @@ def test_paths_that_leave_the_data_folder_are_refused_unless_allowed(tmp_path: P
         path.parent.mkdir()
         path.touch()
     for named in ("../other/a.mrcs", "x/../../other/a.mrcs", str(outside)):
-        with pytest.raises(InputError, match="row 1: .*the data folder"):
+        with pytest.raises(InputError, match=r"row 1: .*the data folder"):
             find_beside(named, table, "row 1")
         assert find_beside(named, table, "row 1", allow_outside=True).samefile(outside)
     inside = table.parent / "a.mrcs"
