@@ -139,9 +139,9 @@ def show_sigmas(atoms: AtomSites) -> str:
     """How well the positions are known; nothing when there are no sigmas."""
     if atoms.sigmas is None:
         return ""
-    centre = 100 * (median(atoms.sigmas) or math.nan)
     unknown = int((~np.isfinite(figures.numbers(atoms.sigmas))).sum())
-    words = f"Sigma is {text(atoms.sigma_definition)}; its median is <b>{number(centre, 2, 'pm')}</b>."
+    middle = number(median(100 * atoms.sigmas), 2, "pm")
+    words = f"Sigma is {text(atoms.sigma_definition)}; its median is <b>{middle}</b>."
     if unknown:
         words += f" {unknown} of {len(atoms.symbols)} atoms have no sigma: they are left out of the charts."
     drawings = [figure(figures.plot_sigmas(atoms), "Histogram of sigma", "How many atoms are known how well.")]
@@ -151,4 +151,7 @@ def show_sigmas(atoms: AtomSites) -> str:
         drawings.append(figure(figures.plot_sigma_against_bound(atoms), "Sigma against the Cramér-Rao bound", caption))
     caption = "Atoms at the surface against atoms inside."
     drawings.append(figure(figures.plot_sigma_by_radius(atoms), "Sigma by radius", caption))
+    if atoms.b_factors is not None:
+        caption = f"Median {number(median(atoms.b_factors), 2, 'Å²')}."
+        drawings.append(figure(figures.plot_b_factors(atoms), "Histogram of B factor", caption))
     return section("sigmas", "How well the atoms are known", f"<p>{words}</p>", grid(*drawings))

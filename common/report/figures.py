@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
@@ -88,6 +89,21 @@ def chart(draw: Callable[Concatenate[Figure, P], None]) -> Callable[P, str]:
     return to_svg
 
 
+def clip(name: str, longest: int) -> str:
+    """The name, its end left out when it is longer than ``longest`` characters."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def _label(name: str, unit: str = "", longest: int = 30) -> str:
+    """An axis label with its unit, on up to three lines."""
+    return textwrap.fill(clip(f"{name} ({unit})" if unit else name, 3 * longest - 10), longest)
+
+
+def _name(name: str) -> str:
+    """A legend entry. Matplotlib hides those that begin with an underscore, so a space of no width goes before it."""
+    return clip(f"\u200b{name}" if name.startswith("_") else name, 40)
+
+
 def _histogram(axes: Axes, values: Array, bins: Any, colour: str, **style: Any) -> None:
     axes.hist(values[np.isfinite(values)], bins=bins, color=colour, edgecolor="white", linewidth=0.5, **style)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -109,7 +125,7 @@ def plot_fsc(figure: Figure, fsc: FourierShellCorrelation) -> None:
     axes = figure.subplots()
     frequencies = numbers(fsc.frequencies)
     for (name, values), (colour, line) in zip(fsc.curves.items(), LINES * (1 + len(fsc.curves)), strict=False):
-        axes.plot(frequencies, numbers(values), color=colour, linestyle=line, label=name)
+        axes.plot(frequencies, numbers(values), color=colour, linestyle=line, label=_name(name))
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.axhline(fsc.threshold, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     right = axes.get_yaxis_transform()
@@ -177,9 +193,8 @@ def plot_start_scores(figure: Figure, starts: Starts, names: Sequence[str]) -> N
     axes.scatter(place[agrees], scores[agrees], s=70, color=BLUE, label="in the consensus", zorder=3)
     axes.scatter(place[~agrees], scores[~agrees], s=70, facecolor="white", edgecolor=VERMILION, linewidth=1.8,
                  marker="D", label="disagrees", zorder=3)  # fmt: skip
-    axes.set_xticks(place, names)
-    unit = f" ({starts.score_unit})" if starts.score_unit else ""
-    axes.set(xlabel="start", ylabel=starts.score_name + unit, xlim=(-0.6, len(scores) - 0.4))
+    axes.set_xticks(place, [clip(name, 12) for name in names])
+    axes.set(xlabel="start", ylabel=_label(starts.score_name, starts.score_unit), xlim=(-0.6, len(scores) - 0.4))
     axes.margins(y=0.15)
     if starts.agrees is not None and not agrees.all():
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
@@ -193,15 +208,17 @@ def plot_start_agreement(figure: Figure, agreement: Tensor, label: str, names: S
     axes.grid(False)
     mesh = axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=1, edgecolor="white", linewidth=1)
     centres = np.arange(len(values)) + 0.5
-    axes.set_xticks(centres, names)
-    axes.set_yticks(centres, names)
+    axes.set_xticks(centres, [clip(name, 12) for name in names])
+    axes.set_yticks(centres, [clip(name, 12) for name in names])
     if len(values) <= 10:
         for (row, column), value in np.ndenumerate(values):
+            if np.isnan(value):
+                continue
             axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8.5,
                       color="black" if value > 0.6 else "white")  # fmt: skip
     axes.set(xlabel="start", ylabel="start", aspect="equal")
     axes.invert_yaxis()
-    figure.colorbar(mesh, ax=axes, label=label, shrink=0.9).outline.set_visible(False)
+    figure.colorbar(mesh, ax=axes, label=_label(label), shrink=0.9).outline.set_visible(False)
 
 
 @chart
@@ -211,14 +228,14 @@ def plot_metric(figure: Figure, lines: Sequence[Metric]) -> None:
     for metric, (colour, line) in zip(lines, LINES * (1 + len(lines)), strict=False):
         keep = np.unique(np.linspace(0, max(len(metric.values) - 1, 0), 400).astype(int))[: len(metric.values)]
         axes.plot(numbers(metric.iterations)[keep], numbers(metric.values)[keep], color=colour, linestyle=line,
-                  label=metric.run, marker="o" if len(keep) < 4 else None, markersize=4)  # fmt: skip
+                  label=_name(metric.run), marker="o" if len(keep) < 4 else None, markersize=4)  # fmt: skip
     values = np.concatenate([numbers(metric.values) for metric in lines])
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
-    axes.set(xlabel="iteration", ylabel=lines[0].name + (f" ({lines[0].unit})" if lines[0].unit else ""))
+    axes.set(xlabel="iteration", ylabel=_label(lines[0].name, lines[0].unit))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if 1 < len(lines) <= 8 or (len(lines) == 1 and lines[0].run):
+    if len(lines) <= 8 and any(metric.run for metric in lines):
         axes.legend(ncols=2)
 
 
@@ -239,9 +256,10 @@ def plot_image_scores(figure: Figure, scores: ImageScores) -> None:
             axes.hist(sample, coarse, density=True, histtype="step", color=colour, linestyle=line, linewidth=1.5,
                       label=f"{name}: {sample.size} images")  # fmt: skip
             axes.axvline(float(np.mean(sample)), color=colour, linestyle=line, linewidth=1)
-    axes.set(xlabel=scores.name + (f" ({scores.unit})" if scores.unit else ""), ylabel="density of images")
+    axes.set(xlabel=_label(scores.name, scores.unit, 48), ylabel="density of images")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
-    axes.legend(loc="upper left")
+    if known.any():
+        axes.legend(loc="upper left")
 
 
 @chart
@@ -282,6 +300,15 @@ def plot_sigma_by_radius(figure: Figure, atoms: AtomSites) -> None:
     radius = np.linalg.norm(positions - positions.mean(0), axis=1)
     axes.scatter(radius, sigmas, s=16, color=BLUE, alpha=0.7, linewidth=0, rasterized=len(radius) > 3000)
     axes.set(xlabel="distance from the centre of the atoms (Å)", ylabel="sigma (pm)")
+
+
+@chart
+def plot_b_factors(figure: Figure, atoms: AtomSites) -> None:
+    """Number of atoms by B factor."""
+    axes = figure.subplots()
+    b_factors = numbers(atoms.b_factors)
+    _histogram(axes, b_factors, _bins(b_factors), BLUE)
+    axes.set(xlabel="B factor (Å²)", ylabel="atoms")
 
 
 @chart

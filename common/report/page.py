@@ -36,7 +36,7 @@ def _facts(data: ReportData) -> str:
     if data.atoms is not None:
         facts.append(("atoms", f"{len(data.atoms.symbols):,}"))
         if data.atoms.sigmas is not None:
-            facts.append(("median sigma", number(100 * (median(data.atoms.sigmas) or float("nan")), 2, "pm")))
+            facts.append(("median sigma", number(median(100 * data.atoms.sigmas), 2, "pm")))
     if data.fsc is not None:
         facts.append((f"resolution, FSC {data.fsc.threshold:g}", number(data.fsc.resolution, 2, "Å")))
     if data.starts is not None and data.starts.agrees is not None:

@@ -196,7 +196,10 @@ def show_starts(starts: Starts) -> str:
     parts = [figure(figures.plot_start_scores(starts, names), "Score of each start", f"Higher is better. {words}")]
     if starts.agreement is not None and n > 1:
         off = starts.agreement[~torch.eye(n, dtype=torch.bool, device=starts.agreement.device)]
-        caption = f"Pairwise {text(starts.agreement_name)}; the median over different starts is {number(median(off))}."
+        known = off[torch.isfinite(off)]
+        caption = f"Pairwise {text(starts.agreement_name)}."
+        if known.numel():
+            caption += f" Between different starts: {number(known.min())} to {number(known.max())}."
         drawing = figures.plot_start_agreement(starts.agreement, starts.agreement_name, names)
         parts.append(figure(drawing, "Agreement of every pair of starts", caption))
     return section("starts", "Agreement of the starts", grid(*parts))
