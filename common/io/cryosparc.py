@@ -19,6 +19,7 @@ from torch import Tensor
 from common.data import ImageStack, InputError, Optics, Poses
 from common.io.files import find_beside, require_file
 from common.io.particle_file import (
+    ImageLocation,
     ParticleFile,
     check_microscope,
     gather_images,
@@ -88,8 +89,8 @@ def read_cryosparc(
     )
 
 
-def particle_stacks(file: Path, table: NDArray, *, allow_outside: bool = False) -> list[tuple[Path, int, str]]:
-    """(stack, index from 0, what to call the row in a message) of each particle; errors as `read_particles`."""
+def particle_stacks(file: Path, table: NDArray, *, allow_outside: bool = False) -> list[ImageLocation]:
+    """Where each particle's image stands; errors as `read_particles`."""
     names = table.dtype.names or ()
     for field in ("blob/path", "blob/idx"):
         if field not in names:

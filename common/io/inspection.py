@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import torch
 from common.io.cryosparc import particle_stacks, read_cs_table, table_numbers
 from common.io.files import require_file
 from common.io.microscopy import READERS, read_microscopy
-from common.io.mrc import MrcHeader, read_header
-from common.io.particle_file import require_square
+from common.io.mrc import MrcHeader
+from common.io.particle_file import open_stacks
 from common.io.particles import MRC_SUFFIXES, TIFF_SUFFIXES, unknown_format
 from common.io.relion import ANGLES, ParticleColumns, image_locations, table_pixel_size
 from common.io.star import read_star
 from common.io.tiff import tiff_shape
 
 
-def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
+def peek(path: str | os.PathLike[str], *, allow_outside: bool = False) -> dict[str, Any]:
     """Say what a particle file holds without reading its images.
+
+    Parameters
+    ----------
+    path, allow_outside : as for `read_particles`.
 
     Returns
     -------
@@ -36,12 +41,12 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = require_file(path)
     suffix = file.suffix.lower()
     if suffix == ".star":
-        found = _peek_star(file)
+        found = _peek_star(file, allow_outside)
     elif suffix in MRC_SUFFIXES:
-        found = _from_headers([read_header(file)]) | {"format": "MRC"}
-        found["images"] = read_header(file).shape[0]
+        headers = list(open_stacks(str(file), [(file, 0, str(file))]).values())
+        found = _from_stacks(headers) | {"format": "MRC", "images": headers[0].shape[0]}
     elif suffix == ".cs":
-        found = _peek_cs(file)
+        found = _peek_cs(file, allow_outside)
     elif suffix in TIFF_SUFFIXES:
         shape, dtype = tiff_shape(file)
         found = {"format": "TIFF", "images": shape[0], "box_size": shape[2], "dtype": dtype, "pixel_size": None}
@@ -58,9 +63,8 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {"path": file, "file_bytes": size, "total_bytes": total} | blank | found
 
 
-def _from_headers(headers: list[MrcHeader]) -> dict[str, Any]:
+def _from_stacks(headers: Sequence[MrcHeader]) -> dict[str, Any]:
     first = headers[0]
-    require_square(first.path, first.shape)
     return {
         "box_size": first.shape[-1],
         "dtype": first.dtype.name,
@@ -75,10 +79,10 @@ def _ranges(columns: dict[str, torch.Tensor | None]) -> dict[str, tuple[float, f
     return held or None
 
 
-def _peek_star(file: Path) -> dict[str, Any]:
+def _peek_star(file: Path, allow_outside: bool) -> dict[str, Any]:
     columns = ParticleColumns.read(read_star(file))
-    locations = image_locations(columns)
-    found = _from_headers([read_header(stack) for stack in dict.fromkeys(path for path, _, _ in locations)])
+    locations = image_locations(columns, allow_outside=allow_outside)
+    found = _from_stacks(list(open_stacks(str(file), locations).values()))
     stated = table_pixel_size(columns)
     if stated is not None:
         found["pixel_size"] = stated
@@ -99,10 +103,10 @@ def _peek_star(file: Path) -> dict[str, Any]:
     }
 
 
-def _peek_cs(file: Path) -> dict[str, Any]:
+def _peek_cs(file: Path, allow_outside: bool) -> dict[str, Any]:
     table = read_cs_table(file)
-    locations = particle_stacks(file, table)
-    found = _from_headers([read_header(stack) for stack in dict.fromkeys(path for path, _, _ in locations)])
+    locations = particle_stacks(file, table, allow_outside=allow_outside)
+    found = _from_stacks(list(open_stacks(str(file), locations).values()))
     stated = table_numbers(file, table, "blob/psize_A")
     if stated is not None:
         found["pixel_size"] = float(f"{float(stated.min()):.7g}")

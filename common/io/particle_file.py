@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from common.data import ImageStack, InputError, Optics, Poses
 from common.io.mrc import MrcHeader, map_sections, read_header
 from common.io.star import StarFile
+
+ImageLocation: TypeAlias = tuple[Path, int, str]
+"""The stack an image stands in, its index there from 0, and what a message calls its row."""
 
 FINEST_PIXEL, COARSEST_PIXEL = 0.05, 50.0
 
@@ -108,19 +112,8 @@ def settle_pixel_size(
     return first, ()
 
 
-def gather_images(
-    where: str, named: Sequence[tuple[Path, int, str]]
-) -> tuple[Tensor, tuple[MrcHeader, ...], tuple[str, ...]]:
-    """Read sections of MRC files in the order they are named.
-
-    Parameters
-    ----------
-    where : the file that names them, for messages.
-    named : (stack, index from 0, what to call the row in a message) for each image.
-
-    Returns
-    -------
-    Images (n, d, d) float32; the headers of the stacks in the order they first appear; notes.
+def open_stacks(where: str, named: Sequence[ImageLocation]) -> dict[Path, MrcHeader]:
+    """Headers of the MRC files in which images are named, in the order they first appear; no image is read.
 
     Raises
     ------
@@ -130,7 +123,7 @@ def gather_images(
     for path, index, row in named:
         if path not in headers:
             headers[path] = read_header(path)
-            require_square(headers[path].path, headers[path].shape)
+            require_square(path, headers[path].shape)
         if not 0 <= index < headers[path].shape[0]:
             raise InputError(
                 f"{row}: image {index + 1} of {path.name}, which holds {headers[path].shape[0]} images; "
@@ -143,14 +136,32 @@ def gather_images(
             f"{where}: images of different sizes: {a[1]} x {a[0]} in {first.name}, {b[1]} x {b[0]} in {second.name}; "
             "expected one box size"
         )
-    if not named:
-        raise InputError(f"{where}: names no image, expected at least one row")
-    images = np.empty((len(named), *next(iter(sizes))), dtype=np.float32)
+    return headers
+
+
+def gather_images(
+    where: str, named: Sequence[ImageLocation]
+) -> tuple[Tensor, tuple[MrcHeader, ...], tuple[str, ...]]:
+    """Read sections of MRC files in the order they are named.
+
+    Parameters
+    ----------
+    where : the file that names them, for messages.
+    named : at least one image.
+
+    Returns
+    -------
+    Images (n, d, d) float32; the headers of the stacks in the order they first appear; notes. Errors as `open_stacks`.
+    """
+    headers = open_stacks(where, named)
+    rows: dict[Path, list[int]] = {path: [] for path in headers}
+    for k, (path, _, _) in enumerate(named):
+        rows[path].append(k)
+    images = np.empty((len(named), *next(iter(headers.values())).shape[1:]), dtype=np.float32)
     for path, header in headers.items():
         sections = map_sections(header)
-        for k, (of, index, _) in enumerate(named):
-            if of == path:
-                images[k] = sections[index]
+        for k in rows[path]:
+            images[k] = sections[named[k][1]]
     notes = tuple(note for header in headers.values() for note in header.notes)
     return torch.from_numpy(images), tuple(headers.values()), notes
 

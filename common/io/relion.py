@@ -12,6 +12,7 @@ from torch import Tensor
 from common.data import ImageStack, InputError, Optics, Poses
 from common.io.files import find_beside
 from common.io.particle_file import (
+    ImageLocation,
     ParticleFile,
     check_microscope,
     gather_images,
@@ -48,7 +49,7 @@ def read_relion(
     optics, optics_notes = _read_optics(columns, voltage_kv, spherical_aberration_mm)
     stack = ImageStack(images, size, optics)
     files = (star.path, *(header.path for header in headers))
-    notes = (*star.notes, *notes, *silent, *size_notes, *optics_notes, *_ignored(columns))
+    notes = (*star.notes, *notes, *silent, *size_notes, *optics_notes, *_remarks(columns))
     return ParticleFile(stack, _read_poses(columns, size), names, star, files, notes)
 
 
@@ -112,8 +113,8 @@ class ParticleColumns:
         return numbers(self.star, self.particles, column) if column in self.particles else None
 
 
-def image_locations(columns: ParticleColumns, *, allow_outside: bool = False) -> list[tuple[Path, int, str]]:
-    """(stack, index from 0, what to call the row in a message) of each particle; errors as `read_particles`."""
+def image_locations(columns: ParticleColumns, *, allow_outside: bool = False) -> list[ImageLocation]:
+    """Where each particle's image stands; errors as `read_particles`."""
     found: dict[str, Path] = {}
     locations = []
     for row, name in enumerate(columns.particles.strings("rlnImageName")):
@@ -219,10 +220,13 @@ def _read_poses(columns: ParticleColumns, pixel_size: float) -> Poses | None:
     return Poses(rotations.float(), shifts.float())
 
 
-def _ignored(columns: ParticleColumns) -> tuple[str, ...]:
+def _remarks(columns: ParticleColumns) -> tuple[str, ...]:
     notes = []
     for column in _NOT_MODELLED:
         values = columns.get(column)
         if values is not None and bool((values != 0).any()):
             notes.append(f"{columns.star.path.name}: {column} is not 0, which is not modelled")
+    angles = [columns.get(column) for column in ANGLES]
+    if len(columns.particles) > 1 and all(angle is not None and bool((angle == 0).all()) for angle in angles):
+        notes.append(f"{columns.star.path.name}: all angles are 0, as in a file of unaligned particles")
     return tuple(notes)

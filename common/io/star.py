@@ -20,6 +20,7 @@ from torch import Tensor
 from common.data import InputError
 from common.io.files import atomic_write, require_file
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _TOKEN = re.compile(r"""'[^\n]*?'(?=\s|$)|"[^\n]*?"(?=\s|$)|[^\s]+""")
 
 
@@ -129,9 +130,10 @@ def read_star(path: str | os.PathLike[str]) -> StarFile:
 
 def _decode(file: Path) -> tuple[str, tuple[str, ...]]:
     raw = file.read_bytes()
-    bad = next((k for k, byte in enumerate(raw) if byte < 32 and byte not in (9, 10, 13)), None)
-    if bad is not None:
-        raise InputError(f"{file}: byte {bad + 1} is {raw[bad]:#04x}, expected text: this is not a STAR file")
+    control = _CONTROL.search(raw)
+    if control:
+        at = control.start()
+        raise InputError(f"{file}: byte {at + 1} is {raw[at]:#04x}, expected text: this is not a STAR file")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -80,7 +80,7 @@ def _open(file: Path) -> Iterator[tifffile.TiffFile]:
         what = complaints.messages[0]
     if what is not None:
         raise InputError(
-            f"{file}: damaged or truncated: {' '.join(str(what).split())[:160]}; expected a TIFF; write or copy it again"
+            f"{file}: damaged or truncated: {' '.join(str(what).split())[:160]}; expected a whole TIFF; copy it again"
         )
 
 
@@ -95,7 +95,7 @@ def _pages(tif: tifffile.TiffFile) -> Iterator[NDArray]:
 
 
 def _check(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int, int], np.dtype]:
-    """(n, y, x) and type, once the data are known to lie in the file: tifffile fills what is missing with 0."""
+    """(n, y, x) and type, once the data are known to lie in the file: tifffile fills gaps with 0."""
     length, n = file.stat().st_size, len(tif.pages)
     first = tif.pages.first
     shapes = list(dict.fromkeys(page.shape for page in tif.pages))

@@ -54,6 +54,8 @@ def test_the_images_are_not_read(tmp_path: Path, write_mrcs: Write) -> None:
 def test_bad_files_are_refused_as_when_they_are_read(stack: Path, write_star31: Star, write_mrcs: Write) -> None:
     with pytest.raises(InputError, match=r"'gone\.mrcs' is missing"):
         peek(write_star31(["1@gone.mrcs 1"]))
+    with pytest.raises(InputError, match=r"row 1 .*image 25 of stack\.mrcs, which holds 24 images"):
+        peek(write_star31(["25@stack.mrcs 1"]))
     with pytest.raises(InputError, match=r"b\.mrcs: the images are 16 x 8 pixels"):
         peek(write_mrcs(stack.parent / "b.mrcs", np.zeros((2, 8, 16), np.float32)))
     (stack.parent / "a.txt").write_text("x")

@@ -69,5 +69,5 @@ def test_what_is_no_stack_of_square_grey_images_is_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"a\.tif: pages of different sizes \(8 x 8, 9 x 9\), expected one size"):
         read_particles(path, pixel_size=1.0)
     path.write_bytes(b"no tiff at all")
-    with pytest.raises(InputError, match=r"a\.tif: damaged or truncated: .*expected a TIFF"):
+    with pytest.raises(InputError, match=r"a\.tif: damaged or truncated: .*expected a whole TIFF"):
         read_particles(path, pixel_size=1.0)
