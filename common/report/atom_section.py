@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import Tensor
 
-from common.report import figures
+from common.report import counting, figures
 from common.report.data import AtomSites
 from common.report.sections import figure, grid, median, number, section, text
 
@@ -35,7 +35,7 @@ PAIR_REACH = 12.0  # angstrom; farther pairs say little, and 20,000 atoms have 2
 
 
 def _column(values: Tensor, scale: float, digits: int) -> list[float | None]:
-    return [round(v, digits) if math.isfinite(v) else None for v in (scale * figures.numbers(values)).tolist()]
+    return [round(v, digits) if math.isfinite(v) else None for v in (scale * counting.numbers(values)).tolist()]
 
 
 def atom_table(atoms: AtomSites) -> AtomTable:
@@ -59,13 +59,13 @@ def atom_table(atoms: AtomSites) -> AtomTable:
         if values is not None:
             fields.append({"key": key, "name": name, "unit": unit, "digits": digits})
             columns[key] = _column(values, scale, digits)
-    distances = figures.nearest_distances(_finite_positions(atoms))
+    distances = counting.nearest_distances(_finite_positions(atoms))
     spacing = float(np.median(distances)) if distances.size else 2.5
     return {"fields": fields, "columns": columns, "spacing": spacing}
 
 
-def _finite_positions(atoms: AtomSites) -> figures.Array:
-    positions = figures.numbers(atoms.positions)
+def _finite_positions(atoms: AtomSites) -> counting.Array:
+    positions = counting.numbers(atoms.positions)
     return positions[np.isfinite(positions).all(1)]
 
 
@@ -122,7 +122,7 @@ def show_distances(atoms: AtomSites) -> str:
     positions = _finite_positions(atoms)
     if len(positions) < 2:
         return ""
-    nearest = figures.nearest_distances(positions)
+    nearest = counting.nearest_distances(positions)
     extent = float(np.linalg.norm(np.ptp(positions, axis=0)))
     limit = min(PAIR_REACH, extent) if extent > 0 else 1.0
     low, middle, high = (number(f(nearest), 3, "Å") for f in (np.min, np.median, np.max))
@@ -139,7 +139,7 @@ def show_sigmas(atoms: AtomSites) -> str:
     """How well the positions are known; nothing when there are no sigmas."""
     if atoms.sigmas is None:
         return ""
-    unknown = int((~np.isfinite(figures.numbers(atoms.sigmas))).sum())
+    unknown = int((~np.isfinite(counting.numbers(atoms.sigmas))).sum())
     middle = number(median(100 * atoms.sigmas), 2, "pm")
     words = f"Sigma is {text(atoms.sigma_definition)}; its median is <b>{middle}</b>."
     if unknown:

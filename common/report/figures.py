@@ -15,19 +15,20 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
+from common.report.counting import Array, count_directions, count_pairs, numbers
 from common.report.data import AtomSites, FourierShellCorrelation, ImageScores, Metric, Starts
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 INK = "#3b4652"
-LINES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)]
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+LINES = [(COLOURS[i % 6], ("-", "--", "-.", ":")[i % 4]) for i in range(12)]
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names come from the user: a "$" is a dollar sign
+    "axes.formatter.useoffset": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -51,13 +52,7 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 WIDTH, HEIGHT = 4.7, 2.9  # inches; small enough that the lettering can still be read on a phone
-Array = NDArray[np.float64]
 P = ParamSpec("P")
-
-
-def numbers(values: Tensor | None) -> Array:
-    """A tensor on any device as float64; nothing for None."""
-    return np.zeros(0) if values is None else np.asarray(values.detach().cpu().double().numpy())
 
 
 def _svg(figure: Figure) -> str:
@@ -164,25 +159,6 @@ def plot_view_directions(figure: Figure, rotations: Tensor) -> None:
     bar.outline.set_visible(False)
 
 
-def count_directions(rotations: Tensor) -> tuple[Array, Array, Array]:
-    """Images per cell of equal solid angle.
-
-    The beam is +z of the view and ``view = R @ specimen``, so an image looks along the third row of R.
-
-    Returns
-    -------
-    Counts (rows, columns), and the cell borders: longitude (columns + 1,) and latitude (rows + 1,), radians.
-    """
-    direction = numbers(rotations)[:, 2, :]
-    direction = direction[np.isfinite(direction).all(1)]
-    rows = int(np.clip(np.sqrt(len(direction) / 8), 4, 18))  # about four images a cell, if they are spread evenly
-    longitude = np.linspace(-np.pi, np.pi, 2 * rows + 1)
-    height = np.linspace(-1, 1, rows + 1)
-    angle = np.arctan2(direction[:, 1], direction[:, 0])
-    counts, _, _ = np.histogram2d(direction[:, 2].clip(-1, 1), angle, bins=(height, longitude))
-    return counts, longitude, np.arcsin(height)
-
-
 @chart
 def plot_start_scores(figure: Figure, starts: Starts, names: Sequence[str]) -> None:
     """Score of every start; filled marks belong to the consensus."""
@@ -233,6 +209,7 @@ def plot_metric(figure: Figure, lines: Sequence[Metric]) -> None:
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the usual one is written in TeX
     axes.set(xlabel="iteration", ylabel=_label(lines[0].name, lines[0].unit))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(lines) <= 8 and any(metric.run for metric in lines):
@@ -327,24 +304,3 @@ def plot_pair_distances(figure: Figure, positions: Array, limit: float) -> None:
     axes.stairs(counts, edges, fill=True, color=BLUE)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="distance between two atoms (Å)", ylabel="pairs", xlim=(0, limit))
-
-
-def nearest_distances(positions: Array) -> Array:
-    """Distance from each atom (n, 3) to its nearest other; empty for fewer than two atoms."""
-    if len(positions) < 2:
-        return np.zeros(0)
-    return np.asarray(cKDTree(positions).query(positions, k=2)[0][:, 1])
-
-
-def count_pairs(positions: Array, limit: float, bins: int = 120) -> tuple[Array, Array]:
-    """Histogram of the distances of all unordered pairs of atoms (n, 3), from 0 to ``limit``.
-
-    Returns
-    -------
-    Bin borders (bins + 1,), in the unit of the positions, and counts (bins,); a distance on a border counts below it.
-    """
-    edges = np.linspace(0, limit, bins + 1)
-    tree = cKDTree(positions)
-    within = tree.count_neighbors(tree, edges).astype(np.float64)  # ordered pairs, and each atom with itself
-    within[0] = len(positions)
-    return edges, np.diff(within) / 2

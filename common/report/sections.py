@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data import Optics
-from common.report import figures, pictures
+from common.report import counting, figures, pictures
 from common.report.data import (
     FourierShellCorrelation,
     ImageExamples,
@@ -42,14 +42,14 @@ def number(value: SupportsFloat | None, digits: int = 2, unit: str = "") -> str:
 
 def mean(values: Tensor | None) -> float | None:
     """Mean of the finite values; None where there are none."""
-    known = figures.numbers(values)
+    known = counting.numbers(values)
     known = known[np.isfinite(known)]
     return float(known.mean()) if known.size else None
 
 
 def median(values: Tensor | None) -> float | None:
     """Median of the finite values; None where there are none."""
-    known = figures.numbers(values)
+    known = counting.numbers(values)
     known = known[np.isfinite(known)]
     return float(np.median(known)) if known.size else None
 
@@ -145,12 +145,12 @@ def show_inputs(inputs: Inputs) -> str:
         ("pixel size", number(inputs.pixel_size, 4, "Å")),
     ]
     if inputs.optics is None:
-        rows.append(("optics", "none given: the images are taken as plain projections"))
+        optics = "<p>No optics were given: the images are taken as plain projections.</p>"
     else:
-        rows += _optics_rows(inputs.optics)
+        optics = pairs(_optics_rows(inputs.optics))
     head = '<tr><th>file</th><th>SHA-256</th><th class="number">bytes</th></tr>'
     table = f"<h3>Files</h3><table><thead>{head}</thead><tbody>{files}</tbody></table>"
-    return section("inputs", "What went in", pairs(rows), table if inputs.files else "")
+    return section("inputs", "What went in", grid(pairs(rows), optics), table if inputs.files else "")
 
 
 def show_fsc(fsc: FourierShellCorrelation) -> str:
@@ -165,7 +165,7 @@ def show_fsc(fsc: FourierShellCorrelation) -> str:
 
 
 def show_directions(rotations: Tensor) -> str:
-    counts, _, _ = figures.count_directions(rotations)
+    counts, _, _ = counting.count_directions(rotations)
     total, cells = int(counts.sum()), counts.size
     empty = int((counts == 0).sum())
     words = (

@@ -67,6 +67,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def test_page_says_what_the_run_found(full_page):
     words = Page(full_page).words
+    assert "$" not in words  # no TeX
     for said in (
         "gold.star", "Determined", "38 atoms found; 2 of 3 starts agree", "1 of 3 starts ended elsewhere",
         "the hand is not determined", "ab" * 32, "1,234", "0.7000 Å", "300 kV", "−80 Å", "−13.0 µm",
