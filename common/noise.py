@@ -8,7 +8,6 @@ of squares is minus twice a log likelihood. A model image must pass through the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,8 +15,16 @@ import torch
 from torch import Tensor
 
 from common.data import ImageStack, InputError
-
-SMALLEST_BORDER = 0.15  # fraction of the box; what lies outside the inscribed circle is 0.21
+from common.noise_spectrum import (
+    batches,
+    border_mask,
+    border_shell_power,
+    largest_radius,
+    radius_grid,
+    shell_grid,
+    whitening_filter,
+    without_border_plane,
+)
 
 
 @dataclass(frozen=True)
@@ -52,96 +59,21 @@ class ParticleExtent(NamedTuple):
     shift_spread: float
 
 
-def radius_grid(box_size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """Distance from pixel ``box_size // 2``, in pixels: (d, d)."""
-    axis = torch.arange(box_size, dtype=dtype, device=device) - box_size // 2
-    return torch.sqrt(axis[:, None] ** 2 + axis**2)
+class Contrast(NamedTuple):
+    """sign : +1 for bright atoms, -1 for dark. significance : standard errors between the measure and 0."""
 
-
-def _shell_grid(box_size: int, device: torch.device | str) -> Tensor:
-    ky = torch.fft.fftfreq(box_size, 1 / box_size, device=device)
-    kx = torch.fft.rfftfreq(box_size, 1 / box_size, device=device)
-    return torch.sqrt(ky[:, None] ** 2 + kx**2)
-
-
-def border_mask(box_size: int, radius: float, *, edge: float = 3.0) -> Tensor:
-    """1 outside a disc of ``radius`` pixels, 0 inside, a cosine edge of ``edge`` pixels beyond it: (d, d) float32."""
-    return 0.5 - 0.5 * torch.cos(math.pi * ((radius_grid(box_size) - radius) / edge).clamp(0, 1))
-
-
-def _largest_radius(box_size: int) -> float:
-    """The largest disc, in pixels, that leaves enough border to learn from."""
-    grid = radius_grid(box_size).flatten().sort().values
-    return float(grid[int((1 - SMALLEST_BORDER) * (grid.numel() - 1))]) - 1.5
-
-
-def _border_planes(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted least-squares plane through each border: (n, 3) coefficients of 1, y, x, and the basis (3, d, d)."""
-    d = images.shape[-1]
-    axis = (torch.arange(d, dtype=images.dtype, device=images.device) - d // 2) / d
-    basis = torch.stack((torch.ones_like(mask), axis[:, None].expand(d, d), axis.expand(d, d))).to(images.dtype)
-    weighted = basis * mask
-    normal = torch.einsum("iyx,jyx->ij", weighted, basis)
-    return torch.linalg.solve(normal, torch.einsum("iyx,nyx->in", weighted, images)).T, basis
-
-
-def _batches(n: int, batch_size: int) -> Iterator[slice]:
-    return (slice(start, min(start + batch_size, n)) for start in range(0, n, batch_size))
-
-
-def _flattened(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Images without their border's plane, and the border's mean."""
-    planes, basis = _border_planes(images, mask)
-    return images - torch.einsum("ni,iyx->nyx", planes, basis), planes[:, 0]
-
-
-def _shell_power(images: Tensor, mask: Tensor, batch_size: int) -> Tensor:
-    """Noise power by shell from the border alone.
-
-    The autocorrelation of the masked noise over the autocorrelation of the mask is unbiased whatever the shape of the
-    border; its transform, under a lag window, is the spectrum (Wiener-Khinchin, Blackman and Tukey).
-    """
-    n, d = len(images), images.shape[-1]
-    power = torch.zeros(2 * d, d + 1, dtype=torch.float64, device=images.device)
-    for part in _batches(n, batch_size):
-        flat, _ = _flattened(images[part].float(), mask)
-        spectrum = torch.fft.rfft2(flat * mask, s=(2 * d, 2 * d))
-        power += (spectrum.real**2 + spectrum.imag**2).sum(0).double()
-    pairs = torch.fft.irfft2(torch.fft.rfft2(mask.double(), s=(2 * d, 2 * d)).abs() ** 2, s=(2 * d, 2 * d))
-    lags = torch.fft.irfft2(power / n, s=(2 * d, 2 * d)) / pairs.clamp(min=1.0)
-    axis = torch.fft.fftfreq(2 * d, 1 / (2 * d), device=images.device).abs()
-    near = axis <= d // 2 - 1
-    distance = torch.sqrt(axis[near][:, None] ** 2 + axis[near] ** 2)
-    window = 0.5 + 0.5 * torch.cos(math.pi * (distance / (d / 2)).clamp(0, 1))
-    # lags within half a box, put back on the grid of the images
-    kept = torch.zeros(d, d, dtype=torch.float64, device=images.device)
-    index = torch.fft.fftfreq(2 * d, 1 / (2 * d), device=images.device)[near].long() % d
-    kept[index[:, None], index] = lags[near][:, near] * window
-    spectrum_2d = torch.fft.rfft2(kept).real
-    shells = _shell_grid(d, images.device).round().long()
-    count = torch.bincount(shells.flatten())
-    by_shell = torch.bincount(shells.flatten(), weights=spectrum_2d.flatten()) / count.clamp(min=1)
-    # the plane took power from the first shells, which must not be amplified for it
-    by_shell[:2] = by_shell[:4].max()
-    return by_shell.clamp(min=1e-3 * float(by_shell.clamp(min=0).median()))
-
-
-def _filter(shell_power: Tensor, box_size: int) -> Tensor:
-    shell = _shell_grid(box_size, shell_power.device)
-    low = shell.floor().long().clamp(max=len(shell_power) - 2)
-    fraction = (shell - low).clamp(0, 1)
-    log_power = torch.log(shell_power)
-    return torch.exp(-0.5 * (log_power[low] * (1 - fraction) + log_power[low + 1] * fraction)).float()
+    sign: int
+    significance: float
 
 
 def _noise_outside(stack: ImageStack, radius: float, batch_size: int) -> NoiseModel:
     d = stack.box_size
     mask = border_mask(d, radius / stack.pixel_size).to(stack.images.device)
-    power = _shell_power(stack.images, mask, batch_size)
-    filter_ = _filter(power, d)
+    power = border_shell_power(stack.images, mask, batch_size)
+    filter_ = whitening_filter(power, d)
     means, variances = [], []
-    for part in _batches(len(stack), batch_size):
-        flat, mean = _flattened(stack.images[part].float(), mask)
+    for part in batches(len(stack), batch_size):
+        flat, mean = without_border_plane(stack.images[part].float(), mask)
         white = torch.fft.irfft2(torch.fft.rfft2(flat * mask) * filter_, s=(d, d))
         means.append(mean)
         variances.append((white**2 * mask).sum((-2, -1)) / mask.sum())
@@ -184,7 +116,7 @@ def estimate_noise(stack: ImageStack, *, radius: float | None = None, batch_size
     InputError : the stack is empty, an image is constant, or the disc leaves less than 15 % of the box.
     """
     _check_images(stack)
-    largest = _largest_radius(stack.box_size) * stack.pixel_size
+    largest = largest_radius(stack.box_size) * stack.pixel_size
     if radius is None:
         return _extent_and_noise(stack, batch_size)[1]
     if not 0 < radius <= largest:
@@ -221,8 +153,8 @@ def whiten(stack: ImageStack, noise: NoiseModel, *, batch_size: int = 256) -> Im
         )
     mask = border_mask(d, noise.radius / stack.pixel_size).to(stack.images.device)
     parts = []
-    for part in _batches(len(stack), batch_size):
-        flat, _ = _flattened(stack.images[part].float(), mask)
+    for part in batches(len(stack), batch_size):
+        flat, _ = without_border_plane(stack.images[part].float(), mask)
         white = torch.fft.irfft2(torch.fft.rfft2(flat) * noise.filter, s=(d, d))
         parts.append(white / noise.scale[part, None, None])
     return replace(stack, images=torch.cat(parts))
@@ -233,35 +165,74 @@ def _radial_mean(image: Tensor, bins: Tensor) -> Tensor:
     return torch.bincount(flat, weights=image.flatten().double()) / torch.bincount(flat).clamp(min=1)
 
 
+def signal_filter(white: Tensor, pixel_size: float) -> Tensor:
+    """Where the particle stands out of white noise: weights (d, d // 2 + 1) in [0, 1) for ``rfft2``.
+
+    The Wiener weight of each shell's power in excess of 1, for wavelengths below about 5 angstrom: atoms, not outlines.
+
+    Parameters
+    ----------
+    white : (n, d, d) whitened images.
+    """
+    n, d = len(white), white.shape[-1]
+    shells = shell_grid(d, white.device).round().long()
+    power = torch.zeros(d, d // 2 + 1, dtype=torch.float64, device=white.device)
+    for part in batches(n, 256):
+        power += (torch.fft.rfft2(white[part]).abs().double() ** 2).sum(0)
+    count = torch.bincount(shells.flatten())
+    by_shell = torch.bincount(shells.flatten(), weights=power.flatten()) / (count * n * d * d)
+    excess = (by_shell - 1 - 2 / torch.sqrt(count * n)).clamp(min=0)
+    if not bool(excess.any()):
+        excess = torch.ones_like(excess)
+    frequency = shell_grid(d, white.device) / (d * pixel_size)
+    high_pass = 0.5 - 0.5 * torch.cos(math.pi * ((frequency - 0.15) / 0.1).clamp(0, 1))
+    return (excess / (1 + excess))[shells].float() * high_pass
+
+
 def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> ParticleExtent:
     """Radius and spread of position from the power that the particle adds to the white noise.
 
-    The mean power against the distance from the centre is the particle's profile blurred by its shifts.
+    The mean power against the distance from the centre is the thickness of the particle, taken for a ball, blurred by
+    its shifts. Weak data cannot tell a small wandering particle from a large still one: a mild prior prefers this.
     """
     d = stack.box_size
     white = whiten(stack, noise, batch_size=batch_size).images
-    excess = (white**2).mean(0)
+    weight = signal_filter(white, stack.pixel_size)
+    total, squares = white.new_zeros(d, d), white.new_zeros(d, d)
+    for part in batches(len(white), batch_size):
+        power = torch.fft.irfft2(torch.fft.rfft2(white[part]) * weight, s=(d, d)) ** 2
+        total, squares = total + power.sum(0), squares + (power**2).sum(0)
+    mean, square = total / len(white), squares / len(white)
     r = radius_grid(d, device=white.device)
     bins = r.round().long()
-    profile = _radial_mean(excess, bins)[: d // 2]
-    profile = (profile - excess[r > noise.radius / stack.pixel_size + 2].mean()).float()
+    rings = torch.bincount(bins.flatten())
+    used = slice(0, d // 2)
+    profile = _radial_mean(mean, bins)[used]
+    # neighbouring pixels share the filter's band, so about 8 of them make one independent value
+    error = torch.sqrt(8 * _radial_mean((square - mean**2).clamp(min=0), bins) / (rings * len(white)))[used]
+    scaled, level = profile / error, 1 / error
     best = (math.inf, 1.0, 0.0)
-    for spread in torch.arange(0.0, 0.12 * d, 0.5).tolist():
-        blur = torch.exp(-2 * (math.pi * spread * _shell_grid(d, white.device) / d) ** 2)
-        for radius in torch.arange(3.0, d / 2, 0.5).tolist():
-            ball = torch.fft.ifftshift(torch.sqrt((radius**2 - r**2).clamp(min=0)))
-            blurred = torch.fft.fftshift(torch.fft.irfft2(torch.fft.rfft2(ball) * blur, s=(d, d)))
-            shape = _radial_mean(blurred, bins)[: d // 2].float()
-            shape = shape / shape.norm()
-            residual = float((profile - (profile * shape).sum().clamp(min=0) * shape).norm())
-            if residual < best[0]:
-                best = (residual, radius, spread)
+    # what the filter itself spreads the power of a point
+    response = torch.fft.rfft2(torch.fft.irfft2(weight, s=(d, d)) ** 2).real
+    response = response / response[0, 0]
+    for radius in torch.arange(3.0, d / 2, 0.5).tolist():
+        ball = torch.fft.rfft2(torch.fft.ifftshift(torch.sqrt((radius**2 - r**2).clamp(min=0))))
+        for spread in torch.arange(0.0, min(0.12 * d, radius), 0.5).tolist():
+            blur = response * torch.exp(-2 * (math.pi * spread * shell_grid(d, white.device) / d) ** 2)
+            shape = _radial_mean(torch.fft.fftshift(torch.fft.irfft2(ball * blur, s=(d, d))), bins)[used] / error
+            design = torch.stack((shape, level), 1)
+            solution = torch.linalg.lstsq(design, scaled[:, None]).solution
+            if float(solution[0, 0]) <= 0:
+                continue
+            misfit = float(((scaled[:, None] - design @ solution) ** 2).sum()) + (4 * spread / radius) ** 2
+            if misfit < best[0]:
+                best = (misfit, radius, spread)
     return ParticleExtent(best[1] * stack.pixel_size, best[2] * stack.pixel_size)
 
 
 def _extent_and_noise(stack: ImageStack, batch_size: int) -> tuple[ParticleExtent, NoiseModel]:
     """Radius and noise need each other: start from the corners and go in."""
-    largest = _largest_radius(stack.box_size) * stack.pixel_size
+    largest = largest_radius(stack.box_size) * stack.pixel_size
     noise = _noise_outside(stack, largest, batch_size)
     extent = _measure_extent(stack, noise, batch_size)
     outside = extent.radius + 2.5 * extent.shift_spread + 2 * stack.pixel_size
@@ -289,3 +260,46 @@ def particle_radius(stack: ImageStack, *, batch_size: int = 256) -> ParticleExte
     """
     _check_images(stack)
     return _extent_and_noise(stack, batch_size)[0]
+
+
+def contrast_sign(stack: ImageStack, noise: NoiseModel | None = None, *, batch_size: int = 256) -> Contrast:
+    """Whether atoms are bright or dark, from the images alone.
+
+    Parameters
+    ----------
+    stack : n images, not whitened.
+    noise : of this stack; estimated when None.
+
+    Returns
+    -------
+    The sign, and how sure it is; below 3 standard errors take it as not determined.
+
+    Raises
+    ------
+    InputError : the stack is empty or an image is constant.
+
+    Notes
+    -----
+    Atoms are peaks on a flat ground: where they are bright, the intensities inside the particle, band-passed to where
+    it stands out of the noise, are skewed to the positive side more than those of the border are.
+    """
+    _check_images(stack)
+    if noise is None:
+        noise = estimate_noise(stack, batch_size=batch_size)
+    extent = _measure_extent(stack, noise, batch_size)
+    white = whiten(stack, noise, batch_size=batch_size).images
+    # back to the spectrum that the microscope gave: frequencies that it hardly passes say nothing about the sign
+    weight = signal_filter(white, stack.pixel_size) / noise.filter
+    r = radius_grid(stack.box_size, device=white.device) * stack.pixel_size
+    inside, outside = r < extent.radius + extent.shift_spread, r > noise.radius + 2 * stack.pixel_size
+    cubes: list[Tensor] = []
+    squares: list[Tensor] = []
+    for part in batches(len(white), batch_size):
+        band = torch.fft.irfft2(torch.fft.rfft2(white[part]) * weight, s=white.shape[-2:])
+        for store, power in ((cubes, band**3), (squares, band**2)):
+            store.append(torch.stack((power[:, inside].mean(1), power[:, outside].mean(1)), 1))
+    skewness = torch.cat(cubes) / torch.cat(squares).mean(0) ** 1.5
+    difference = (skewness[:, 0] - skewness[:, 1]).double()
+    mean = float(difference.mean())
+    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+    return Contrast(1 if mean >= 0 else -1, abs(mean) / error if error > 0 else math.inf)
