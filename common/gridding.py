@@ -14,6 +14,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -51,6 +52,12 @@ def _window_transform(box_size: int) -> tuple[np.ndarray, np.ndarray]:
     x = (np.arange(box_size) - box_size // 2) / (OVERSAMPLING * box_size)
     response = (weights[..., None] * np.exp(2j * np.pi * distance[..., None] * x)).sum(1)
     return response.mean(0).real, (np.abs(response) ** 2).mean(0)
+
+
+def window_volume() -> float:
+    """The integral of the three-dimensional window, in cells of the oversampled transform."""
+    integral = (_window() / (np.arange(_DEGREE + 1)[:, None] + 1)).sum()
+    return float(integral**3)
 
 
 def largest_shell(box_size: int) -> int:
@@ -94,9 +101,19 @@ def oversampled_transform(values: Tensor, max_shell: int | None = None) -> Tenso
     -------
     complex (m, m, m), Hermitian about ``m // 2``, with the window's effect divided out. Differentiable.
     """
+    mean, square = _window_transform(values.shape[-1])
+    return _to_transform(values, max_shell, mean / square)
+
+
+def averaged_transform(values: Tensor, max_shell: int | None = None) -> Tensor:
+    """The transform averaged over the window around each grid point; :func:`map_from_transform` inverts it."""
+    mean, _ = _window_transform(values.shape[-1])
+    return _to_transform(values, max_shell, mean / mean[values.shape[-1] // 2])
+
+
+def _to_transform(values: Tensor, max_shell: int | None, scale: np.ndarray) -> Tensor:
     d = values.shape[-1]
-    mean, square = _window_transform(d)
-    matrix = _fourier_matrix(d, checked_shell(d, max_shell), mean / square, values)
+    matrix = _fourier_matrix(d, checked_shell(d, max_shell), scale, values)
     half = matrix.shape[0] // 2
     right = values.to(matrix.dtype) @ matrix[half:].T  # k_x >= 0; the rest follows from Hermitian symmetry
     right = matrix @ right
@@ -177,6 +194,18 @@ def _gather(grid: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     return torch.view_as_complex(summed)
 
 
+def spread_channels(channels: Sequence[Tensor], points: Tensor, size: int) -> list[Tensor]:
+    """Several real values (q,) at the same points spread to one grid (m, m, m) each; see :func:`spread_points`."""
+    grids = [channel.new_zeros(size**3) for channel in channels]
+    for start in range(0, len(points), _CHUNK):
+        first, (x, y, z), _ = _taps(points[start : start + _CHUNK], size)
+        index = (first[:, None] + _offsets(size, first.device)).flatten()
+        outer = _outer(z, y, x)
+        for grid, channel in zip(grids, channels, strict=True):
+            grid.scatter_add_(0, index, (outer * channel[start : start + _CHUNK, None]).flatten())
+    return [grid.view(size, size, size) for grid in grids]
+
+
 def spread_points(values: Tensor, points: Tensor, size: int) -> Tensor:
     """The adjoint of :func:`interpolate_points`: add values at points to a grid of zeros.
 
@@ -190,17 +219,9 @@ def spread_points(values: Tensor, points: Tensor, size: int) -> Tensor:
     -------
     (m, m, m), as the values real or complex.
     """
-    parts = (values.real, values.imag) if values.is_complex() else (values,)
-    grids = [parts[0].new_zeros(size**3) for _ in parts]
-    for start in range(0, len(points), _CHUNK):
-        first, weights, _ = _taps(points[start : start + _CHUNK], size)
-        index = (first[:, None] + _offsets(size, first.device)).flatten()
-        z, y, x = weights[2], weights[1], weights[0]
-        outer = _outer(z, y, x)
-        for grid, part in zip(grids, parts, strict=True):
-            grid.scatter_add_(0, index, (outer * part[start : start + _CHUNK, None]).flatten())
-    total = torch.complex(*grids) if values.is_complex() else grids[0]
-    return total.view(size, size, size)
+    if not values.is_complex():
+        return spread_channels((values,), points, size)[0]
+    return torch.complex(*spread_channels((values.real, values.imag), points, size))
 
 
 def interpolate_with_gradient(grid: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
