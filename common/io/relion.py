@@ -43,6 +43,7 @@ def read_relion(
     names = columns.particles.strings("rlnImageName")
     named = image_locations(columns, allow_outside=allow_outside)
     images, headers, notes = gather_images(str(star.path), named)
+    _check_sizes(columns, images.shape[-1])
     stated, silent = header_pixel_sizes(headers, pixel_size)
     table_size = table_pixel_size(columns)
     size, size_notes = settle_pixel_size(str(star.path), pixel_size, [("the STAR file", table_size), *stated])
@@ -142,6 +143,19 @@ def table_pixel_size(columns: ParticleColumns) -> float | None:
             f"{columns.star.path}: pixel sizes from {low:g} to {high:g} angstrom, expected one; rescale the images"
         )
     return low
+
+
+def _check_sizes(columns: ParticleColumns, box_size: int) -> None:
+    """Refuse tables that describe other images than the stacks hold."""
+    for name, expected, what in (
+        ("rlnImageSize", box_size, f"the stack's images are {box_size} px"),
+        ("rlnImageDimensionality", 2, "only images (2) can be used"),
+    ):
+        values = columns.get(name)
+        if values is not None and bool((values != expected).any()):
+            row = int((values != expected).nonzero()[0])
+            where = f"{columns.star.path}: {columns.particles.where(row)}"
+            raise InputError(f"{where}: {name} is {float(values[row]):g}, but {what}")
 
 
 def _parse_image_name(where: str, name: str) -> tuple[int, str]:

@@ -153,6 +153,21 @@ def test_optics_that_cannot_be_are_refused(stack: Path, write_star31: Star, opti
         read_particles(write_star31([f"{row} 1 1 0" for row in ROWS], DEFOCUS, (optics,)))
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("rlnImageSize", 80, r"row 1 .*rlnImageSize is 80, but the stack's images are 16 px"),
+        ("rlnImageDimensionality", 3, r"row 1 .*rlnImageDimensionality is 3, but only images \(2\) can be used"),
+    ],
+)
+def test_a_table_of_other_images_is_refused(
+    stack: Path, write_star31: Star, column: str, value: int, says: str
+) -> None:
+    path = write_star31(ROWS, optics=(f"1 {value}",), optics_columns=("rlnOpticsGroup", column))
+    with pytest.raises(InputError, match=says):
+        read_particles(path)
+
+
 def test_pixel_sizes_of_groups_must_agree(stack: Path, write_star31: Star) -> None:
     rows = ["1@stack.mrcs 1", "2@stack.mrcs 2"]
     with pytest.raises(InputError, match=r"pixel sizes from 0.5 to 0.6 angstrom, expected one"):
