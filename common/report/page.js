@@ -58,7 +58,7 @@
       const row = [...body.rows].find((r) => Number(r.dataset.atom) === i), box = byId("atom-table").parentElement;
       if (row) box.scrollTop = row.offsetTop - box.clientHeight / 2;
     }
-    byId("picked").textContent = atoms.fields.map((f) => `${f.name} ${show(f, atoms.columns[f.key][i])}`).join(" · ");
+    byId("picked").textContent = atoms.fields.map((f) => `${f.name} ${show(f, atoms.columns[f.key][i])} ${f.unit}`.trim()).join(" · ");
     if (!viewer) return;
     if (marked) viewer.removeShape(marked);
     marked = viewer.addSphere({ center: { x: x[i], y: y[i], z: z[i] }, radius: 1.25 * radius(), color: "#D55E00", opacity: 0.45 });

@@ -36,7 +36,7 @@ def number(value: SupportsFloat | None, digits: int = 2, unit: str = "") -> str:
     """A number for reading, "not known" where there is none."""
     if value is None or not math.isfinite(float(value)):
         return UNKNOWN
-    shown = f"{float(value):.{digits}f}".replace("-", "−")
+    shown = f"{round(float(value), digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no "−0"
     return f"{shown} {unit}".rstrip()
 
 
@@ -114,7 +114,7 @@ def picture(values: Tensor, window: tuple[float, float], pixel_size: float, labe
 def _span(values: Tensor, digits: int, unit: str) -> str:
     low, high = float(values.min()), float(values.max())
     a, b = number(low, digits), number(high, digits)
-    return f"{a} {unit}" if a == b else f"{a} to {b} {unit}"
+    return (f"{a} {unit}" if a == b else f"{a} to {b} {unit}").rstrip()
 
 
 def _optics_rows(optics: Optics) -> list[tuple[str, str]]:

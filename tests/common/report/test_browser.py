@@ -57,6 +57,24 @@ addEventListener("load", () => setTimeout(async () => {
     await pause();
     found.lined = colours().filter((c, i) => c !== plain[i]).length / plain.length;
   }
+  const visible = (id) => Boolean(document.getElementById(id)?.getClientRects().length);
+  if (canvas) {
+    const choice = document.getElementById("colour"), box = canvas.getBoundingClientRect();
+    found.legend = [visible("legend")];
+    choice.value = "symbol";
+    choice.dispatchEvent(new Event("change"));
+    found.legend.push(visible("legend"));
+    for (let at = 0.3; at < 0.7 && !found.clicked; at += 0.04) {
+      const x = box.left + at * box.width, y = box.top + at * box.height;
+      mouse("mousedown", x, y);
+      mouse("mouseup", x, y);
+      await pause();
+      const chosen = document.querySelector("#atom-table tr.chosen");
+      found.clicked = chosen && chosen.cells[0].textContent;
+      found.told = document.getElementById("picked").textContent;
+    }
+  }
+  found.visible = ["viewer", "viewer-controls", "viewer-missing"].filter(visible);
   const table = document.getElementById("atom-table");
   if (table) {
     const names = [...table.tHead.rows[0].cells].map((c) => c.textContent);
@@ -107,7 +125,7 @@ def _ask(page: str, folder, *, webgl: bool = True, width: int = 900) -> dict:
             [
                 _browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync", *drawing,
-                f"--user-data-dir={profile}", "--window-size=1000,900", "--virtual-time-budget=5000", "--dump-dom",
+                f"--user-data-dir={profile}", "--window-size=1000,900", "--virtual-time-budget=30000", "--dump-dom",
                 screen.as_uri(),
             ],
             capture_output=True, text=True, timeout=120, check=True,
@@ -127,6 +145,9 @@ def test_page_is_alive(full_report, full_page, tmp_path):
     assert found["turned"] > 0.05
     assert found["recoloured"] > 0.02
     assert found["lined"] > 0.001
+    assert found["legend"] == [True, False]  # species have no scale
+    assert found["told"].startswith(f"atom {found['clicked']} ")
+    assert found["visible"] == ["viewer", "viewer-controls"]
 
     shown = [float(v) for v in found["unsorted"]]
     expected = [round(100 * s, 2) for s in full_report.atoms.sigmas.tolist()]
@@ -140,7 +161,7 @@ def test_page_is_alive(full_report, full_page, tmp_path):
 def test_page_is_readable_without_3d_on_a_narrow_screen(full_report, full_page, tmp_path):
     found = _ask(full_page, tmp_path, webgl=False, width=360)
     assert found["seen"] == []
-    assert "colours" not in found
+    assert found["visible"] == ["viewer-missing"]
     assert len(found["ascending"]) == len(full_report.atoms.symbols)
     assert found["width"] == 360
     assert found["page"] <= 360

@@ -76,6 +76,7 @@ def test_ranges():
 def test_numbers_for_reading():
     assert number(1.234, 2, "Å") == "1.23 Å"
     assert number(-0.5, 1) == "−0.5"
+    assert number(-0.001, 1) == "0.0"
     assert number(float("nan"), 1, "Å") == number(None) == "not known"
     assert number(np.float32(2), 0) == "2"
 
