@@ -1,0 +1,370 @@
+"""Atoms and poses refined together against the images, by maximum likelihood.
+
+Gauss-Newton with each image's own parameters eliminated (Schur complement). The gradient is exact and over all images;
+the curvature of the shared parameters comes from a random part of them, which is all that a step needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from common.atoms.information import Layout, apply_step, curvature, layout_of, rigid_motions, slope_of
+from common.atoms.likelihood import Measurement, Parameters, Priors, Views, fit_views, measure, move, views_of
+from common.atoms.model import AtomicModel, evaluate, first_parameters, scale_heights
+from common.data import ImageStack, Poses
+from common.iteration import Observer, State, run, step_generator
+from common.noise import NoiseModel
+
+
+@dataclass(frozen=True)
+class RefinementSettings:
+    """How atoms are refined against images.
+
+    resolution : angstrom, finest detail that is compared; cut at Nyquist.
+    coarse_resolution : angstrom, for the first fit of the poses.
+    margin : angstrom of the image kept around the particle, for the tails of the point spread.
+    widths : angstrom, starting standard deviations of the Gaussians of the atoms' shape; empty: those of the element (two)
+        for phase objects, one of 0.4 for projections.
+    fractions : starting shares of these, sum 1.
+    width_sigma : relative, how well the widths are known for phase objects.
+    focal_spread : angstrom, rms, starting value where the file gives none.
+    focal_spread_sigma : relative, how well that is known.
+    defocus_shift_sigma : angstrom, how far the file's defocus may be off for all images alike.
+    defocus_sigma : angstrom, how far it may be off from image to image.
+    gain_sigma : relative, how much the contrast may vary from image to image.
+    contrast_sigma : relative, how well the vacuum level is known.
+    refine_b_factors : each atom has its own B factor.
+    b_factor_sigma : angstrom^2, how much these may vary.
+    curvature_images : images from which the curvature is taken.
+    pose_steps : iterations of the pose fit before atoms move.
+    max_steps : most joint iterations.
+    tolerance : the refinement ends when the atoms' next step is smaller than this share of their sigmas (rms).
+    seed : of the choice of images for the curvature.
+    batch_size : images at a time.
+    """
+
+    resolution: float = 0.85
+    coarse_resolution: float = 2.0
+    margin: float = 3.5
+    widths: tuple[float, ...] = ()
+    fractions: tuple[float, ...] = ()
+    width_sigma: float = 0.3
+    focal_spread: float = 40.0
+    focal_spread_sigma: float = 0.5
+    defocus_shift_sigma: float = 50.0
+    defocus_sigma: float = 10.0
+    gain_sigma: float = 0.05
+    contrast_sigma: float = 0.02
+    refine_b_factors: bool = False
+    b_factor_sigma: float = 1.0
+    curvature_images: int = 100
+    pose_steps: int = 3
+    max_steps: int = 30
+    tolerance: float = 0.05
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class RefinementState(State):
+    """iteration, done; stage : 0 coarse poses, 1 poses, 2 all together.
+
+    parameters : where the next pass evaluates. accepted : the best so far. weights : (m,) of the images.
+    gradient, curvature, steps : at the accepted parameters. merit : nats, lower is better. damping : of Levenberg.
+    stride : rms of the last step of the atoms in units of their sigmas.
+    """
+
+    stage: int
+    joint_steps: int
+    parameters: Parameters
+    accepted: Parameters
+    weights: Tensor
+    gradient: Tensor
+    curvature: Tensor
+    steps: Tensor
+    merit: float
+    damping: float
+    stride: float
+
+
+def refine_atoms(
+    stack: ImageStack,
+    noise: NoiseModel,
+    atoms: Atoms,
+    poses: Poses,
+    settings: RefinementSettings | None = None,
+    *,
+    observers: Sequence[Observer] = (),
+    name: str = "refine-atoms",
+) -> AtomicModel:
+    """Refine atoms, poses and imaging conditions together, from a list of atoms and approximate poses.
+
+    Parameters
+    ----------
+    stack : m raw images; without optics they are projections, with optics images of a phase object.
+    noise : of these images, from `common.noise.estimate_noise`.
+    atoms : n atoms, right to about 0.3 angstrom; their symbols give the first guess of the atoms' shape.
+    poses : m poses, right to several degrees and about 0.5 angstrom.
+    settings : `RefinementSettings`.
+    observers : see the states go by; may resume a run of the same ``name``.
+
+    Returns
+    -------
+    The model; heights start all alike and are refined one by one. `fisher` adds the sigmas.
+
+    Raises
+    ------
+    InputError : no atoms, an atom that is nowhere, or another number of poses than of images.
+    """
+    settings = settings or RefinementSettings()
+    first = first_parameters(
+        stack, atoms, poses, widths=settings.widths, fractions=settings.fractions, focal_spread=settings.focal_spread
+    )
+    data = prepare(stack, noise, first, settings)
+    first = scale_heights(first, data[0], settings.batch_size)
+    weights = first.positions.new_ones(len(stack))
+    return _refine(first, data, tuple(atoms.get_chemical_symbols()), weights, 0, settings, observers, name)
+
+
+def refine_model(
+    stack: ImageStack,
+    noise: NoiseModel,
+    model: AtomicModel,
+    settings: RefinementSettings | None = None,
+    *,
+    observers: Sequence[Observer] = (),
+    name: str = "refine-model",
+) -> AtomicModel:
+    """Go on refining a model whose poses, weights or atoms have been changed; parameters as in `refine_atoms`."""
+    settings = settings or RefinementSettings()
+    data = prepare(stack, noise, model.parameters, settings)
+    return _refine(model.parameters, data, model.symbols, model.weights, 1, settings, observers, name)
+
+
+def _refine(
+    first: Parameters,
+    data: Sequence[Measurement],
+    symbols: tuple[str, ...],
+    weights: Tensor,
+    stage: int,
+    settings: RefinementSettings,
+    observers: Sequence[Observer],
+    name: str,
+) -> AtomicModel:
+    begin = start(first, settings, weights=weights, stage=stage)
+    state = run(name, begin, lambda state: step(state, data, first, settings), observers)
+    return evaluate(symbols, state.accepted, data[1], state.weights, settings.batch_size)
+
+
+def priors_of(settings: RefinementSettings) -> Priors:
+    return Priors(settings.gain_sigma, settings.defocus_sigma)
+
+
+def shared_precision(parameters: Parameters, settings: RefinementSettings, layout: Layout, data: Measurement) -> Tensor:
+    """Diagonal (p,) of the prior's precision on the shared parameters."""
+    phase_object = data.optics is not None
+    n, c = layout.atoms, layout.components
+    precision = parameters.positions.new_zeros(layout.size)
+    if layout.b_factors:
+        precision[4 * n : 5 * n] = settings.b_factor_sigma**-2
+    start = layout.per_atom * n
+    precision[start : start + c] = settings.width_sigma**-2 if phase_object else 1.0
+    precision[start + c : start + 2 * c - 1] = 1.0
+    contrast = settings.contrast_sigma if data.vacuum_known else 3.0
+    known = (settings.focal_spread_sigma, settings.defocus_shift_sigma, contrast)
+    # without a lens these have no effect, and the contrast is that of the heights
+    precision[-3:] = precision.new_tensor([s**-2 for s in known] if phase_object else [1.0, 1.0, 1e12])
+    return precision
+
+
+def shared_offset(parameters: Parameters, first: Parameters, layout: Layout) -> Tensor:
+    """How far (p,) the shared parameters are from where the prior expects them; zero where there is no prior."""
+    n = layout.atoms
+    offset = [parameters.positions.new_zeros(4 * n)]
+    if layout.b_factors:
+        offset.append(parameters.b_factors)
+    offset.append(torch.log(parameters.widths / first.widths))
+    logits, expected = torch.log(parameters.fractions), torch.log(first.fractions)
+    offset.append((logits - logits[0] - expected + expected[0])[1:])
+    offset.append(torch.log(parameters.focal_spread / first.focal_spread)[None])
+    offset += [parameters.defocus_shift[None], parameters.contrast[None]]
+    return torch.cat(offset)
+
+
+def crop_side(positions: Tensor, shift_slack: float, stack: ImageStack, margin: float) -> int:
+    """Side in pixels, a multiple of 8, of the square that holds the particle, its tails and some play; at most the box."""
+    radius = float(torch.linalg.vector_norm(positions - positions.mean(0), dim=1).max())
+    side = 8 * math.ceil(2 * (radius + margin + shift_slack) / stack.pixel_size / 8)
+    return min(side, stack.box_size)
+
+
+def prepare(
+    stack: ImageStack, noise: NoiseModel, parameters: Parameters, settings: RefinementSettings
+) -> list[Measurement]:
+    """The images in the coarse and in the full band, cut around where the poses put the particle."""
+    centre = parameters.positions.mean(0)
+    centres = parameters.shifts + (parameters.rotations @ centre)[:, :2]
+    side = crop_side(parameters.positions, 0.5, stack, settings.margin)
+    limits = [1 / settings.coarse_resolution, 1 / settings.resolution]
+    return measure(stack, noise, centres, side=side, limits=limits)
+
+
+def start(parameters: Parameters, settings: RefinementSettings, *, weights: Tensor, stage: int = 0) -> RefinementState:
+    layout = layout_of(parameters, settings.refine_b_factors)
+    empty = parameters.positions.new_zeros(layout.size)
+    return RefinementState(
+        iteration=0,
+        done=False,
+        stage=stage,
+        joint_steps=0,
+        parameters=parameters,
+        accepted=parameters,
+        weights=weights,
+        gradient=empty,
+        curvature=parameters.positions.new_zeros(layout.size, layout.size),
+        steps=parameters.positions.new_zeros(len(weights), 7),
+        merit=math.inf,
+        damping=1e-3,
+        stride=math.inf,
+    )
+
+
+def step(
+    state: RefinementState, data: Sequence[Measurement], first: Parameters, settings: RefinementSettings
+) -> RefinementState:
+    """One fit of all poses (stages 0 and 1), or one joint Gauss-Newton step (stage 2)."""
+    if state.stage < 2:
+        return _fit_poses(state, data[state.stage], settings)
+    return _joint_step(state, data[1], first, settings)
+
+
+def _fit_poses(state: RefinementState, data: Measurement, settings: RefinementSettings) -> RefinementState:
+    rows = torch.arange(len(data), device=data.level.device)
+    iterations = settings.pose_steps if state.stage == 0 else 2
+    views, _ = fit_views(
+        state.parameters,
+        views_of(state.parameters),
+        data,
+        rows,
+        priors=priors_of(settings),
+        iterations=iterations,
+        batch_size=settings.batch_size,
+    )
+    moved = with_views(state.parameters, views)
+    return replace(state, iteration=state.iteration + 1, stage=state.stage + 1, parameters=moved, accepted=moved)
+
+
+def with_views(parameters: Parameters, views: Views) -> Parameters:
+    return replace(parameters, rotations=views.rotations, shifts=views.shifts, gains=views.gains, defocus=views.defocus)
+
+
+def _joint_step(
+    state: RefinementState, data: Measurement, first: Parameters, settings: RefinementSettings
+) -> RefinementState:
+    here = state.parameters
+    layout = layout_of(here, settings.refine_b_factors)
+    priors = priors_of(settings)
+    precision = shared_precision(here, settings, layout, data)
+    offset = shared_offset(here, first, layout)
+    slope = slope_of(here, data, priors=priors, layout=layout, damping=1e-5, batch_size=settings.batch_size)
+    merit = float((state.weights * slope.profile).sum() + (precision * offset**2).sum() / 2)
+    joint_steps = state.joint_steps + 1
+    if merit <= state.merit + 0.1:
+        gradient = (state.weights[:, None] * slope.gradients).sum(0) + precision * offset
+        bent = with_secant(state.curvature, apply_difference(here, state.accepted, layout), gradient - state.gradient)
+        if state.joint_steps in (0, 3):
+            bent = sampled_curvature(here, data, state.weights, settings, iteration=state.iteration) + torch.diag(
+                precision
+            )
+        state = replace(
+            state,
+            accepted=here,
+            merit=merit,
+            gradient=gradient,
+            curvature=bent,
+            steps=slope.steps,
+            damping=state.damping * 0.1,
+        )
+    else:
+        state = replace(state, damping=state.damping * 30)
+    moved = shared_step(state, layout, state.damping)
+    views = move(views_of(state.accepted), state.steps)
+    atoms = moved[: 3 * layout.atoms]
+    # in units of the atoms' own sigmas
+    stride = math.sqrt(float(atoms @ state.curvature[: 3 * layout.atoms, : 3 * layout.atoms] @ atoms) / len(atoms))
+    small = stride < settings.tolerance and state.damping < 1.0
+    done = small or joint_steps >= settings.max_steps or state.damping > 1e4
+    return replace(
+        state,
+        iteration=state.iteration + 1,
+        joint_steps=joint_steps,
+        parameters=state.accepted if done else with_views(apply_step(state.accepted, moved, layout), views),
+        stride=stride,
+        done=done,
+    )
+
+
+def with_secant(matrix: Tensor, moved: Tensor, turned: Tensor) -> Tensor:
+    """BFGS update: the curvature (p, p) that turns the gradient by ``turned`` over the step ``moved``, both (p,)."""
+    bent = matrix @ moved
+    across, along = float(moved @ turned), float(moved @ bent)
+    if not (along > 0 and across > 0.05 * along):
+        return matrix  # the last step says nothing certain
+    return matrix + torch.outer(turned, turned) / across - torch.outer(bent, bent) / along
+
+
+def apply_difference(new: Parameters, old: Parameters, layout: Layout) -> Tensor:
+    """The step (p,) that leads from ``old`` to ``new``."""
+    parts = [(new.positions - old.positions).flatten(), new.heights - old.heights]
+    if layout.b_factors:
+        parts.append(new.b_factors - old.b_factors)
+    return torch.cat(
+        (
+            *parts,
+            shared_offset(new, old, layout)[layout.per_atom * layout.atoms :][: 2 * layout.components],
+            (new.defocus_shift - old.defocus_shift)[None],
+            (new.contrast - old.contrast)[None],
+        )
+    )
+
+
+def shared_step(state: RefinementState, layout: Layout, damping: float) -> Tensor:
+    """Levenberg-Marquardt step (p,) of the shared parameters, limited in the shape and the optics."""
+    diagonal = torch.diagonal(state.curvature)
+    matrix = state.curvature + torch.diag(diagonal * max(damping, 1e-7) + 1e-12)
+    n, c = layout.atoms, layout.components
+    gradient = state.gradient.clone()
+    rigid = rigid_motions(state.accepted.positions)
+    gradient[: 3 * n] -= rigid @ (rigid.T @ gradient[: 3 * n])
+    # stiff against rigid motions, which the poses would have to follow
+    matrix[: 3 * n, : 3 * n] += diagonal[: 3 * n].mean() * rigid @ rigid.T
+    step = -torch.linalg.solve(matrix, gradient)
+    # the shape and the optics are nearly degenerate far from the optimum: hold them in reach, then solve for the atoms
+    atoms, limit = layout.per_atom * n, step.new_tensor([0.3] * (2 * c) + [20.0, 0.1])
+    shared = torch.maximum(torch.minimum(step[atoms:], limit), -limit)
+    if bool((shared != step[atoms:]).any()):
+        known = gradient[:atoms] + matrix[:atoms, atoms:] @ shared
+        step = torch.cat((-torch.linalg.solve(matrix[:atoms, :atoms], known), shared))
+    limit = torch.full_like(step, 0.15)
+    limit[3 * n : 4 * n] = 0.5 * state.accepted.heights.abs().mean()
+    limit[4 * n : atoms] = 3.0
+    limit[atoms:] = math.inf
+    return torch.maximum(torch.minimum(step, limit), -limit)
+
+
+def sampled_curvature(
+    parameters: Parameters, data: Measurement, weights: Tensor, settings: RefinementSettings, *, iteration: int
+) -> Tensor:
+    """Curvature (p, p) from a random part of the images, scaled to all of them."""
+    m = len(data)
+    generator = step_generator(settings.seed, iteration)
+    rows = torch.randperm(m, generator=generator)[: settings.curvature_images].sort().values.to(weights.device)
+    layout = layout_of(parameters, settings.refine_b_factors)
+    share = float(weights.sum() / weights[rows].sum().clamp(min=1e-12))
+    return share * curvature(parameters, data, rows, weights, priors=priors_of(settings), layout=layout)
