@@ -177,6 +177,22 @@ def matched_residual(band: BandTransform, model: MapModel) -> tuple[Tensor, floa
     return gain[band.shell] * missing / max(information, 1e-300), 1 / math.sqrt(max(information, 1e-300))
 
 
+def noise_at_atoms(band: BandTransform, coefficients: Tensor, model: MapModel) -> float:
+    """By what factor (>= 1) the noise among the atoms exceeds that of the whole box; above 1 in a masked map.
+
+    The rms of the matched residual (`matched_residual`) on points between and beside the atoms against that of the box.
+    """
+    nearest = cKDTree(model.positions).query(model.positions, k=2)[0][:, 1] if len(model.positions) > 1 else None
+    if nearest is None:
+        return 1.0
+    bond = float(np.median(nearest))
+    corners = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)]) / math.sqrt(3)
+    points = (model.positions[:, None] + 0.6 * bond * corners).reshape(-1, 3)
+    among = float(np.mean(value_and_gradient(band, coefficients, points)[0] ** 2))
+    box = float((band.shell_sum(coefficients.abs() ** 2)).sum())
+    return max(1.0, math.sqrt(among / max(box, 1e-300)))
+
+
 def _gauss_newton(band: BandTransform, model: MapModel) -> MapModel:
     n, heights, positions = len(model.heights), model.heights, model.positions
     weight = model.transfer / model.noise

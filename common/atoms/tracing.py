@@ -21,6 +21,7 @@ from common.atoms.map_model import (
     MapModel,
     band_transform,
     matched_residual,
+    noise_at_atoms,
     refine,
     synthesize,
 )
@@ -155,22 +156,28 @@ def find_atoms(volume: Volume, settings: TracingSettings | None = None) -> Trace
     shortest = _minimum_distance(model, settings)
     model = _keep(model, _apart(model.positions, model.heights, shortest))
     background, sigma, split = np.empty(0), 0.0, _Split(0.5, 0.0)
+    settled = False
     for cycle in range(settings.cycles):
         model, _ = _pruned(refine(band, model, 3), 0.7 * shortest, 0.0)
         coefficients, sigma = matched_residual(band, model)
+        sigma *= noise_at_atoms(band, coefficients, model)
         peaks, heights = _peaks(band, coefficients, shortest, model.positions)
         beside = _neighbours(peaks, model.positions, shortest) >= 2
         split = _split(model.heights, heights, sigma, float(beside.mean()) if len(beside) else 0.0, settings.threshold)
-        settled = cycle >= settings.cycles // 2
+        settled = settled or cycle >= settings.cycles // 2
         low = split.threshold if settled else max(0.25, min(0.6 * split.threshold + 0.4 * 3 * sigma, split.threshold))
         before = len(model.heights)
         model, dropped = _pruned(model, 0.7 * shortest, low, neighbours_within=_BOND * shortest)
-        fresh = beside & (heights > low)
+        fresh = (
+            beside & (heights > low) & (np.arange(len(heights)) < before)
+        )  # at most twice as many atoms, highest first
         background = np.concatenate([heights[~fresh], dropped])
-        if settled and not fresh.any() and len(model.heights) == before:
+        quiet = not fresh.any() and len(model.heights) == before
+        if settled and quiet:
             break
+        settled = settled or quiet
         # in noise alone thousands of peaks would be fitted for nothing
-        hopeless = cycle >= 2 and split.expected_errors > 0.25 * len(model.heights)
+        hopeless = cycle >= 1 and split.expected_errors > 0.25 * len(model.heights)
         if hopeless or len(model.heights) + fresh.sum() < _LEAST:
             break
         if cycle < settings.cycles - 1:
@@ -198,7 +205,7 @@ def _split(atoms: Floats, background: Floats, sigma: float, beside: float, fixed
     """
     middle = float(np.median(atoms))
     spread = max(1.4826 * float(np.median(np.abs(atoms - middle))), sigma, 0.03)
-    t = np.linspace(0.2, 0.95, 301) * middle
+    t = np.linspace(0.3, 0.95, 261) * middle
     u0 = 2.5
     n0 = max(float((background > u0 * sigma).sum()), 1.0) / ((u0**2 - 1) * math.exp(-(u0**2) / 2))
     u = np.maximum(t / max(sigma, 1e-9), math.sqrt(3))

@@ -145,7 +145,7 @@ def test_scale_and_offset_do_not_matter(cluster):
 
 
 def test_peaks_of_noise_are_not_reported_as_atoms(cluster):
-    white = Volume(torch.randn(48, 48, 48, generator=torch.Generator().manual_seed(1)), 0.5)
+    white = Volume(torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(1)), 0.6)
     coloured = render(cluster, BANDS[1], noise=40.0)
     radius = np.linalg.norm(np.indices((64,) * 3).T - 32, axis=-1) * 0.4
     masked = Volume(coloured.values * torch.tensor(1 / (1 + np.exp((radius - 7) / 0.3))), 0.4)
@@ -163,6 +163,8 @@ def test_particle_in_a_masked_map(cluster):
     result = find_atoms(masked, GOLD)
     assert result.determined
     assert errors(result.atoms, cluster).max() < 0.4
+    whole = find_atoms(volume, GOLD)
+    assert result.noise == pytest.approx(whole.noise, rel=0.25)
 
 
 def test_maps_that_hold_nothing_are_named():
