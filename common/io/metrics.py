@@ -89,6 +89,21 @@ class MetricsObserver:
             raise InputError(f"{self.path}: {reason}; free some space and run again") from None
 
 
+def read_metrics(path: str | os.PathLike[str]) -> dict[Key, dict[str, float]]:
+    """(loop, iteration) -> metric -> number, in the order of the table; empty where there is no file.
+
+    Raises
+    ------
+    InputError : the file is not a table of metrics.
+    """
+    rows, _ = _read(Path(path))
+    return {key: {name: _number(text) for name, text in values.items()} for key, values in rows.items()}
+
+
+def _number(text: str) -> float:
+    return float({"True": "1", "False": "0"}.get(text, text))
+
+
 def _text(rows: dict[Key, dict[str, str]], *, header: bool = False) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

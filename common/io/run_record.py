@@ -16,6 +16,7 @@ import torch
 from common.data import InputError
 
 RUNNING, FINISHED, NOT_DETERMINED = "running", "finished", "not determined"
+NOT_INSTALLED = "not installed"
 # These change memory and speed, never the result: a run may be resumed with others.
 FREE_SETTINGS = frozenset({"batch_size"})
 
@@ -23,14 +24,15 @@ FREE_SETTINGS = frozenset({"batch_size"})
 def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     names = ("nanospr", "torch", "numpy", "scipy", "ase")
-    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: package_version(name) for name in names}}
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """The version of an installed package, or "not installed"."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def jsonable(value: Any) -> Any:

@@ -1,0 +1,66 @@
+"""The command ``spr``: each subcommand is a module with ``add_arguments(parser)`` and ``run(arguments) -> status``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+
+from common.cli.program import Parser, run_program
+from common.cli.settings import nearest
+from common.data import InputError
+from common.io.run_record import package_version
+
+COMMANDS = {
+    "reconstruct": ("reconstruct", "particle images -> atoms with error bars, volume, poses, report"),
+    "abinitio": ("stages", "particle images -> volume and poses, from random starts"),
+    "refine": ("stages", "particle images with poses -> better poses, half maps, volume"),
+    "trace": ("trace", "volume -> atoms"),
+    "refine-atoms": ("stages", "atoms and particle images with poses -> atoms with error bars"),
+    "simulate": ("simulate", "atoms -> particle images whose truth is known"),
+    "info": ("info", "what a file holds, what would be done with it, time and memory it would take"),
+    "doctor": ("info", "check the installation: versions, device, memory, disk, extras"),
+}
+USAGE = """usage: spr COMMAND ... [--help] [--version]
+
+From electron-microscope images of identical nanoparticles in unknown orientations to their atoms.
+
+commands:
+{commands}
+
+`spr COMMAND --help` says what a command takes. Lengths are in angstrom, angles in degrees, doses in
+electrons/angstrom^2. A stopped or killed run goes on when the same command is given again. Several processes:
+`torchrun --no-python --nproc-per-node N spr reconstruct ...`"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``spr`` and return its exit status: 0, 1 for a bug, 2 for bad input, 130 when interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_program("spr", lambda: _dispatch(given), to_resume=lambda: _how_to_resume(given))
+
+
+def _dispatch(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())))
+        return 0
+    if given[0] == "--version":
+        print(f"spr (nanospr) {package_version('nanospr')}")
+        return 0
+    name = given[0]
+    if name not in COMMANDS:
+        raise InputError(f"{name!r} is not a command; {nearest(name, list(COMMANDS))}")
+    module = importlib.import_module(f"spr.cli.{COMMANDS[name][0]}")
+    parser = Parser(prog=f"spr {name}", description=COMMANDS[name][1])
+    module.add_arguments(parser, name)
+    return module.run(parser.parse_all(given[1:]), name)
+
+
+def _how_to_resume(given: list[str]) -> str:
+    if not given or given[0] not in ("reconstruct", "abinitio", "refine", "refine-atoms"):
+        return ""
+    again = [word for word in given if word != "--overwrite"]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "The same torchrun command goes on from here."
+    return f"To go on from here: spr {shlex.join(again)}"

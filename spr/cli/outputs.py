@@ -1,0 +1,207 @@
+"""What a run writes: maps, atoms, poses, tables, the record and the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import ase
+import torch
+from torch import Tensor
+
+from common.data import Poses, Volume
+from common.io import (
+    ParticleFile,
+    atomic_write,
+    write_cif,
+    write_particles_star,
+    write_volume,
+    write_xyz,
+)
+from common.io.metrics import read_metrics
+from common.io.run_folder import RunFolder
+from common.report import (
+    AtomSites,
+    FourierShellCorrelation,
+    ImageExamples,
+    ImageScores,
+    InputFile,
+    Inputs,
+    Map,
+    Metric,
+    ReportData,
+    Starts,
+    write_report,
+)
+from common.resolution import FSC
+
+
+class Result(Protocol):
+    """What a pipeline returns; anything it did not make is None or empty.
+
+    determined : whether the run stands by its atoms.
+    verdict : the result in one sentence.
+    warnings : sentences; why, when the structure is not determined.
+    metrics : name (with its unit) -> number.
+    atoms : per-atom arrays "peak_height", "b_factor" (angstrom^2), "position_sigma" (angstrom).
+    image_columns : RELION column name -> (n,) numbers, in the order of the input.
+    starts, examples, scores : sections of the report.
+    """
+
+    @property
+    def determined(self) -> bool: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def volume(self) -> Volume | None: ...
+    @property
+    def half1(self) -> Volume | None: ...
+    @property
+    def half2(self) -> Volume | None: ...
+    @property
+    def mask(self) -> Volume | None: ...
+    @property
+    def fsc(self) -> FSC | None: ...
+    @property
+    def atoms(self) -> ase.Atoms | None: ...
+    @property
+    def poses(self) -> Poses | None: ...
+    @property
+    def image_columns(self) -> Mapping[str, Tensor]: ...
+    @property
+    def starts(self) -> Starts | None: ...
+    @property
+    def examples(self) -> ImageExamples | None: ...
+    @property
+    def scores(self) -> ImageScores | None: ...
+
+
+def write_outputs(
+    folder: RunFolder,
+    particles: ParticleFile,
+    result: Result,
+    *,
+    extra_warnings: Sequence[str] = (),
+    seconds: Mapping[str, float],
+) -> None:
+    """Write every file of a run, each whole or not at all; ``run.json`` says "finished" only after all others.
+
+    Parameters
+    ----------
+    extra_warnings : what the check of the input found.
+    seconds : CPU seconds by stage, with "cpu_seconds" and "wall_seconds" of the whole.
+
+    Raises
+    ------
+    InputError : the disk is full or the folder not writable.
+    """
+    maps = {"volume": result.volume, "half1": result.half1, "half2": result.half2, "mask": result.mask}
+    for name, volume in maps.items():
+        if volume is not None:
+            write_volume(folder.file(f"{name}.mrc"), Volume(volume.values.cpu(), volume.voxel_size))
+    if result.fsc is not None:
+        write_fsc(folder.file("fsc.csv"), result.fsc)
+    if result.atoms is not None:
+        write_xyz(folder.file("atoms.xyz"), result.atoms)
+        write_cif(folder.file("atoms.cif"), result.atoms)
+    if result.poses is not None:
+        poses = Poses(result.poses.rotations.cpu(), result.poses.shifts.cpu())
+        columns = {name: values.cpu() for name, values in result.image_columns.items()}
+        write_particles_star(folder.file("particles.star"), particles, poses, columns)
+    warnings = tuple(dict.fromkeys((*folder.record["warnings"], *particles.notes, *extra_warnings, *result.warnings)))
+    data = report_data(folder, particles, result, warnings=warnings, seconds=seconds)
+    write_report(folder.file("report.html"), data)
+    folder.finish(metrics=result.metrics, warnings=warnings, determined=result.determined, timing=seconds)
+
+
+def write_fsc(path: Path, fsc: FSC) -> None:
+    """Write a Fourier shell correlation as CSV: frequency (1/angstrom), correlation, number of coefficients."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("frequency_per_angstrom", "correlation", "coefficients"))
+    for frequency, correlation, count in zip(fsc.frequencies, fsc.correlation, fsc.counts, strict=True):
+        writer.writerow((f"{float(frequency):.6f}", f"{float(correlation):.6f}", int(count)))
+    with atomic_write(path, "w") as file:
+        file.write(text.getvalue())
+
+
+def report_data(
+    folder: RunFolder,
+    particles: ParticleFile,
+    result: Result,
+    *,
+    warnings: tuple[str, ...],
+    seconds: Mapping[str, float],
+) -> ReportData:
+    """What the report of a run shows."""
+    record, stack = folder.record, particles.stack
+    fsc, volume = result.fsc, result.volume
+    curve = None
+    if fsc is not None:
+        curve = FourierShellCorrelation(fsc.frequencies.cpu(), {"half maps": fsc.correlation.cpu()}, fsc.resolution())
+    optics = None if stack.optics is None else stack.optics.to("cpu")
+    return ReportData(
+        title=particles.files[0].name,
+        verdict=result.verdict,
+        outcome="not determined" if not result.determined else "doubtful" if result.warnings else "determined",
+        warnings=warnings,
+        command=shlex.join(["spr", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%d"),
+        inputs=Inputs(
+            tuple(InputFile(str(name), digest) for name, digest in record["inputs"].items()),
+            len(stack),
+            stack.box_size,
+            stack.pixel_size,
+            optics,
+        ),
+        settings=record["settings"],
+        versions=record["versions"],
+        seconds=seconds,
+        fsc=curve,
+        rotations=None if result.poses is None else result.poses.rotations.cpu(),
+        starts=result.starts,
+        metrics=_metrics(folder.file("metrics.csv")),
+        volume=None if volume is None else Map(volume.values.cpu(), volume.voxel_size),
+        examples=result.examples,
+        scores=result.scores,
+        atoms=None if result.atoms is None else atom_sites(result.atoms),
+    )
+
+
+def atom_sites(atoms: ase.Atoms) -> AtomSites:
+    """Atoms as the report shows them."""
+
+    def column(name: str) -> Tensor | None:
+        return torch.as_tensor(atoms.arrays[name]) if name in atoms.arrays else None
+
+    return AtomSites(
+        positions=torch.as_tensor(atoms.positions),
+        symbols=tuple(atoms.get_chemical_symbols()),
+        heights=column("peak_height"),
+        b_factors=column("b_factor"),
+        sigmas=column("position_sigma"),
+        bounds=column("position_bound"),
+    )
+
+
+def _metrics(path: Path) -> tuple[Metric, ...]:
+    """The lines of the convergence plots: every metric of every loop that took more than one step."""
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for (loop, iteration), values in read_metrics(path).items():
+        for name, value in values.items():
+            lines.setdefault((loop, name), []).append((iteration, value))
+    return tuple(
+        Metric(name, torch.tensor([i for i, _ in points]), torch.tensor([v for _, v in points]), run=loop)
+        for (loop, name), points in lines.items()
+        if len(points) > 2
+    )

@@ -1,0 +1,149 @@
+"""What the commands that work on particle images share: read, open the run folder, compute, write, finish."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.cli.program import Parser, choose_device, set_threads
+from common.cli.progress import ProgressObserver
+from common.cli.settings import add_settings, read_settings
+from common.data import InputError
+from common.io import ParticleFile, check_stack, read_particles, sha256
+from common.io.checkpoint import is_first_process
+from common.io.run_folder import OUTPUTS, RunFolder
+from common.iteration import Observer
+from common.parallel import processes
+from spr.cli.outputs import Result, write_outputs
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """How the particle file is read.
+
+    pixel_size : angstrom; wins over the file.
+    voltage_kv : kV; wins over the file.
+    spherical_aberration_mm : mm, negative for an overcorrected microscope; wins over the file.
+    allow_outside : follow paths in the particle file that leave its folder.
+    """
+
+    pixel_size: float | None = None
+    voltage_kv: float | None = None
+    spherical_aberration_mm: float | None = None
+    allow_outside: bool = False
+
+
+Compute = Callable[[ParticleFile, Any, Sequence[Observer]], Result]
+
+
+def load_pipeline() -> Any:
+    """The module `spr.pipeline`, loaded only by the commands that need it."""
+    return importlib.import_module("spr.pipeline")
+
+
+def add_run_arguments(parser: Parser, settings: type, *, poses: bool = False) -> None:
+    """The arguments of a command that reads PARTICLES and writes a run folder.
+
+    settings : dataclass whose fields become options. poses : the particle file must hold poses.
+    """
+    held = "a .star or .cs file with poses" if poses else "a .star, .mrcs, .mrc, .cs or TIFF stack"
+    parser.add_argument("particles", metavar="PARTICLES", type=Path, help=held)
+    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: PARTICLES_run beside it)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file or a run.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
+    add_machine_arguments(parser)
+    add_settings(parser, InputSettings, section="input")
+    add_settings(parser, settings)
+
+
+def add_machine_arguments(parser: Parser) -> None:
+    """Where it is computed; none of these changes the result."""
+    group = parser.add_argument_group("machine")
+    devices = "where to compute (default: auto, a GPU where there is one)"
+    group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help=devices)
+    threads = "CPU threads of each process (default: all; 1 under torchrun)"
+    group.add_argument("--threads", metavar="N", type=int, help=threads)
+
+
+def run_work(
+    arguments: argparse.Namespace,
+    command: str,
+    settings_kind: type,
+    compute: Compute,
+    *,
+    extra_inputs: Sequence[Path] = (),
+) -> int:
+    """Read the particles, open or resume the run folder, compute, and write everything.
+
+    Parameters
+    ----------
+    arguments : of `add_run_arguments`.
+    command : the subcommand.
+    settings_kind : the dataclass of settings.
+    compute : (particle file, settings, observers) -> result.
+    extra_inputs : further files that the result depends on.
+    """
+    chosen = read_settings({"input": InputSettings, "": settings_kind}, arguments, arguments.config)
+    reading, settings = chosen["input"], chosen[""]
+    out = arguments.out or arguments.particles.with_name(f"{arguments.particles.stem}_run")
+    set_threads(arguments.threads)
+    began = (time.time(), time.process_time())
+    with processes(choose_device(arguments.device)) as device:
+        particles = read_particles(arguments.particles, **asdict(reading))
+        files = (*particles.files, *extra_inputs)
+        _check_out(out, files)
+        warnings = check_stack(particles.stack, particles.image_names, source=str(arguments.particles))
+        inputs = {os.path.relpath(file): sha256(file) for file in files}
+        described = {"input": asdict(reading), **asdict(settings)}
+        folder = RunFolder.open(
+            out, inputs=inputs, settings=described, command=command, device=device.type, overwrite=arguments.overwrite
+        )
+        with folder:
+            if folder.is_complete:
+                _tell(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
+                _summarise(folder)
+                return 0
+            progress = ProgressObserver()
+            on_device = replace(particles, stack=particles.stack.to(device))
+            result = compute(on_device, settings, (*folder.observers(), progress))
+            timing: Mapping[str, float] = {
+                **progress.seconds,
+                "cpu_seconds": time.process_time() - began[1],
+                "wall_seconds": time.time() - began[0],
+            }
+            if is_first_process():
+                write_outputs(folder, particles, result, extra_warnings=warnings, seconds=timing)
+                _summarise(folder)
+    return 0
+
+
+def _check_out(out: Path, files: Sequence[Path]) -> None:
+    """The run must not write over its own input."""
+    targets = {os.path.realpath(out / name) for name in OUTPUTS}
+    for file in files:
+        if os.path.realpath(file) in targets:
+            raise InputError(f"{out}: the run would write over its input {file.name}; choose another folder with --out")
+
+
+def _tell(line: str) -> None:
+    if is_first_process():
+        print(line)
+
+
+def _summarise(folder: RunFolder) -> None:
+    if not is_first_process():
+        return
+    for warning in folder.record["warnings"]:
+        print(f"warning: {warning}")
+    for name, value in folder.record["metrics"].items():
+        if not isinstance(value, list | dict):
+            print(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    print(f"{folder.status}: {folder.path}")
+    if folder.file("report.html").exists():
+        print(f"report: {folder.file('report.html')}")
