@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.data import InputError, Volume
-from common.fourier import rfft_frequencies_2d, rfft_multiplicity, shell_sum
+from common.fourier import rfft_frequencies_2d, rfft_frequencies_3d, rfft_multiplicity, shell_mean, shell_sum
 from common.gridding import (
     OVERSAMPLING,
     checked_shell,
@@ -20,7 +20,7 @@ from common.gridding import (
 from common.masks import smooth_gaussian
 from common.rotations import geodesic_distance, mean_rotation, rotation_from_vector, rotation_grid
 
-
+Weights = tuple[Tensor, Tensor]  # (p,) each, of the moving and of the fixed transform
 _N_STEPS = 8  # of Levenberg-Marquardt; from 6 degrees off it converges in 4
 
 
@@ -119,27 +119,21 @@ def centre_of_contrast(values: Tensor, smoothing: float = 2.0) -> Tensor:
     return torch.stack(sums) / total
 
 
-def _flattened(volume: Volume, max_shell: int) -> tuple[Tensor, Tensor]:
-    """The oversampled transform of the map, centred and with equal power in every shell, and the centre (voxels)."""
-    values = volume.values
-    d = volume.box_size
-    centre = centre_of_contrast(values)
-    transform = oversampled_transform(values, max_shell)
-    size = transform.shape[-1]
-    axis = (torch.arange(size, dtype=values.dtype, device=values.device) - size // 2) / OVERSAMPLING
-    phase = [torch.exp(2j * math.pi / d * axis * c) for c in centre]
-    transform = transform * phase[2][:, None, None] * phase[1][:, None] * phase[0]
-    radius = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt()
-    shells = radius.round().long()
-    n_shells = int(shells.max()) + 1
-    ones = torch.ones_like(radius)
-    power = shell_sum(transform.abs().square(), shells, n_shells) / shell_sum(ones, shells, n_shells).clamp(min=1)
-    scale = torch.where(power > 1e-12 * power.max(), power, torch.inf).rsqrt()
-    # linear between shells, so that the flattened transform stays smooth
-    low = radius.floor().long()
-    part = radius - low
-    high = (low + 1).clamp(max=n_shells - 1)
-    return transform * (scale[low] * (1 - part) + scale[high] * part), centre
+def _centred(volume: Volume, max_shell: int) -> tuple[Tensor, Tensor]:
+    """The oversampled transform of the map moved to its centre of contrast, and that centre (voxels)."""
+    centre = centre_of_contrast(volume.values)
+    k = rfft_frequencies_3d(volume.box_size, 1.0, dtype=centre.dtype, device=centre.device)
+    ramp = torch.exp(2j * math.pi * sum((k[i] * centre[i] for i in range(3)), torch.zeros_like(k[0])))
+    moved = torch.fft.irfftn(torch.fft.rfftn(volume.values) * ramp, s=volume.values.shape)
+    return oversampled_transform(moved, max_shell), centre
+
+
+def _flattening(transform: Tensor, k: Tensor) -> Tensor:
+    """For each frequency k (p, 3), one over the rms amplitude of its shell; 0 where there is none."""
+    power = interpolate_points(transform, OVERSAMPLING * k).abs().square()
+    shells = k.norm(dim=-1).round().long()
+    mean = shell_mean(power, shells, int(shells.max()) + 1)
+    return torch.where(mean > 1e-12 * mean.max(), mean, torch.inf).rsqrt()[shells]
 
 
 def _half_ball(max_shell: int, n_points: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -154,34 +148,34 @@ def _half_ball(max_shell: int, n_points: int, like: Tensor, generator: torch.Gen
     return k[torch.randperm(len(k), generator=generator)[:n_points].to(like.device)]
 
 
-def _coarse_scores(moving: Tensor, fixed: Tensor, k: Tensor, rotations: Tensor) -> Tensor:
+def _coarse_scores(moving: Tensor, fixed: Tensor, k: Tensor, flat: Weights, rotations: Tensor) -> Tensor:
     """Correlation (2, c) of the fixed map with the turned one and with its inverse, from the nearest grid points."""
     size = moving.shape[-1]
-    target = interpolate_points(fixed, OVERSAMPLING * k)
+    target = interpolate_points(fixed, OVERSAMPLING * k) * flat[0] * flat[1]
     real, imaginary = moving.real.flatten(), moving.imag.flatten()
     scores = []
     for batch in rotations.split(512):
         index = (OVERSAMPLING * k @ batch).round().long() + size // 2
-        flat = ((index[..., 2] * size + index[..., 1]) * size + index[..., 0]).flatten()
-        a = real[flat].view(len(batch), -1) @ target.real
-        b = imaginary[flat].view(len(batch), -1) @ target.imag
+        place = ((index[..., 2] * size + index[..., 1]) * size + index[..., 0]).flatten()
+        a = real[place].view(len(batch), -1) @ target.real
+        b = imaginary[place].view(len(batch), -1) @ target.imag
         scores.append(torch.stack((a + b, a - b)))
     return torch.cat(scores, 1)
 
 
 def _refined(
-    moving: Tensor, fixed: Tensor, k: Tensor, weight: Tensor, d: int, start: tuple[Tensor, Tensor], inverted: bool
+    moving: Tensor, fixed: Tensor, k: Tensor, weights: Weights, d: int, start: tuple[Tensor, Tensor], inverted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Levenberg-Marquardt on rotations (c, 3, 3) and shifts (c, 3), voxels, at frequencies k; and the correlations.
 
-    ``weight`` (p,) multiplies both transforms.
+    ``weights`` multiply the moving and the fixed transform.
     """
     rotations, shifts = start
-    target = interpolate_points(fixed, OVERSAMPLING * k) * weight
+    target = interpolate_points(fixed, OVERSAMPLING * k) * weights[1]
     damping = torch.full((len(rotations),), 1e-2, dtype=k.dtype, device=k.device)
 
     def correlate(rotations: Tensor, shifts: Tensor) -> Tensor:
-        model = _moved(moving, k, rotations, inverted) * torch.exp(-2j * math.pi / d * (shifts @ k.T)) * weight
+        model = _moved(moving, k, rotations, inverted) * torch.exp(-2j * math.pi / d * (shifts @ k.T)) * weights[0]
         norm = model.abs().square().sum(-1) * target.abs().square().sum()
         return (model * target.conj()).real.sum(-1) / norm.sqrt().clamp(min=torch.finfo(k.dtype).tiny)
 
@@ -190,7 +184,7 @@ def _refined(
         values, slopes = interpolate_with_gradient(moving, (OVERSAMPLING * k @ rotations).reshape(-1, 3))
         if inverted:
             values, slopes = values.conj(), slopes.conj()
-        phase = torch.exp(-2j * math.pi / d * (shifts @ k.T)) * weight
+        phase = torch.exp(-2j * math.pi / d * (shifts @ k.T)) * weights[0]
         model = values.view(len(rotations), -1) * phase
         # exp(w) R turns the point R' k by R' (k x w), so its slope along w is (slope in the view) x k
         view = torch.einsum("cpi,cji->cpj", slopes.view(len(rotations), -1, 3), rotations.to(slopes.dtype))
@@ -215,9 +209,9 @@ def _refined(
 
 
 def _agreement(
-    moving: Tensor, fixed: Tensor, k: Tensor, d: int, pose: tuple[Tensor, Tensor], inverted: bool
-) -> Tensor:
-    """What each frequency (p,) is worth: from the correlation c of its shell, sqrt(c / (1 - c^2)), the ML weight."""
+    moving: Tensor, fixed: Tensor, k: Tensor, flat: Weights, d: int, pose: tuple[Tensor, Tensor], inverted: bool
+) -> Weights:
+    """The flattening weights times what each frequency is worth, sqrt(c / (1 - c^2)) from its shell's correlation c."""
     target = interpolate_points(fixed, OVERSAMPLING * k)
     model = _moved(moving, k, pose[0][None], inverted)[0] * torch.exp(-2j * math.pi / d * (k @ pose[1]))
     shells = k.norm(dim=-1).round().long()
@@ -230,7 +224,8 @@ def _agreement(
     c = (c[:-2] + 2 * c[1:-1] + c[2:]) / 4 if len(c) > 2 else c  # smooth: a shell's own chance agreement misleads
     c = torch.nn.functional.pad(c[None], (1, 1), mode="replicate")[0] if n_shells > 2 else c
     c = c.clamp(0.01, 0.99)
-    return (c / (1 - c * c)).sqrt()[shells]
+    worth = (c / (1 - c * c)).sqrt()[shells]
+    return flat[0] * worth, flat[1] * worth
 
 
 def _distinct(rotations: Tensor, scores: Tensor, n: int, apart: float) -> Tensor:
@@ -276,7 +271,8 @@ def register_volumes(
     -----
     Both maps are centred on their contrast and their shells brought to equal power. All rotations 12 degrees apart are
     scored on shells 1-10; the best distinct ones are refined by Levenberg-Marquardt there, the best three and then the
-    best on up to 20,000 frequencies of the whole band, weighted by the agreement of each shell. The particles' centres must be found to about 0.1 of the box for the first step.
+    best on up to 20,000 frequencies of the whole band, weighted by the agreement of each
+    shell. The particles' centres must be found to about 0.1 of the box for the first step.
     """
     if moving.box_size != fixed.box_size or abs(moving.voxel_size - fixed.voxel_size) > 1e-4 * fixed.voxel_size:
         raise InputError(
@@ -288,22 +284,22 @@ def register_volumes(
     fine = limit if resolution is None else max(4, min(limit, round(d * voxel / resolution)))
     coarse = min(10, fine)
     generator = torch.Generator().manual_seed(seed)
-    (moving_ft, moving_centre), (fixed_ft, fixed_centre) = _flattened(moving, fine), _flattened(fixed, fine)
+    (moving_ft, moving_centre), (fixed_ft, fixed_centre) = _centred(moving, fine), _centred(fixed, fine)
     grid = rotation_grid(290, 30, dtype=fixed.values.dtype, device=fixed.values.device).reshape(-1, 3, 3)
     few = _half_ball(coarse, 1200, fixed.values, generator)
     many = _half_ball(fine, 20000, fixed.values, generator)
-    scores = _coarse_scores(moving_ft, fixed_ft, few, grid)
+    flat_few, flat_many = ((_flattening(moving_ft, k), _flattening(fixed_ft, k)) for k in (few, many))
+    scores = _coarse_scores(moving_ft, fixed_ft, few, flat_few, grid)
     results: list[tuple[float, Tensor, Tensor]] = []
     for inverted in (False, True) if search_hand else (False,):
         starts = grid[_distinct(grid, scores[int(inverted)], n_candidates, 15.0)]
         still = starts.new_zeros(len(starts), 3)
-        even = few.new_ones(len(few))
-        rotations, shifts, found = _refined(moving_ft, fixed_ft, few, even, d, (starts, still), inverted)
+        rotations, shifts, found = _refined(moving_ft, fixed_ft, few, flat_few, d, (starts, still), inverted)
         for n_best in (3, 1):
             top = found.argsort(descending=True)[:n_best]
             start = rotations[top], shifts[top]
-            weight = _agreement(moving_ft, fixed_ft, many, d, (start[0][0], start[1][0]), inverted)
-            rotations, shifts, found = _refined(moving_ft, fixed_ft, many, weight, d, start, inverted)
+            weights = _agreement(moving_ft, fixed_ft, many, flat_many, d, (start[0][0], start[1][0]), inverted)
+            rotations, shifts, found = _refined(moving_ft, fixed_ft, many, weights, d, start, inverted)
         best = int(found.argmax())
         results.append((float(found[best]), rotations[best], shifts[best]))
     chosen = max(range(len(results)), key=lambda i: results[i][0])
