@@ -29,6 +29,7 @@ from common.data import InputError, Volume
 
 Floats = NDArray[np.float64]
 _BOND = 1.35 / 0.8  # reach of a bond in units of the minimum distance
+_LEAST_GAP = 0.05  # lowest atom above highest other peak, of the median height
 _TOLERATED_ERRORS = 0.3  # expected missed and false atoms
 _LEAST = 4  # atoms; fewer are no particle
 
@@ -240,6 +241,8 @@ def _result(model: MapModel, background: Floats, sigma: float, split: _Split, se
             f"peaks of atoms and of noise overlap: about {split.expected_errors:.1f} missed or false among {n} atoms "
             f"(noise of a height {sigma:.2f} of the median atom)"
         )
+    elif gap < _LEAST_GAP:
+        reason = f"heights show no gap between atoms and background ({gap:.2f} of the median, expected {_LEAST_GAP})"
     return TraceResult(atoms, split.threshold, rejected, gap, spread, sigma, split.expected_errors, not reason, reason)
 
 
