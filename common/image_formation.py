@@ -170,6 +170,10 @@ def focal_series_transfer(
     Returns
     -------
     (n_points, n, d, d) complex and (n_points,), for `phase_object_image`: temporal incoherence, not linearised.
+
+    Notes
+    -----
+    Exact for a linear image while ``pi lambda spread k_max^2`` stays below about ``sqrt(n_points)``.
     """
     nodes, weights = np.polynomial.hermite_e.hermegauss(n_points)
     still = replace(optics, focal_spread=torch.zeros_like(optics.focal_spread))

@@ -119,7 +119,9 @@ def estimate_noise(stack: ImageStack, *, radius: float | None = None, batch_size
     largest = largest_radius(stack.box_size) * stack.pixel_size
     if radius is None:
         return _extent_and_noise(stack, batch_size)[1]
-    if not 0 < radius <= largest:
+    if not radius > 0:
+        raise InputError(f"the radius of the particle's disc is {radius}, expected a positive number of angstrom")
+    if radius > largest:
         raise InputError(
             f"the particle's disc has a radius of {radius:g} angstrom, expected at most {largest:.1f} in a box of "
             f"{stack.box_size} pixels of {stack.pixel_size:g}: cut larger boxes"
@@ -189,6 +191,15 @@ def signal_filter(white: Tensor, pixel_size: float) -> Tensor:
     return (excess / (1 + excess))[shells].float() * high_pass
 
 
+def _misfit(profile: Tensor, shapes: Tensor, error: Tensor) -> Tensor:
+    """Chi-squared of a profile (m,) against level + height x each of ``shapes`` (s, m), both fitted, height >= 0."""
+    weight = error**-2 / (error**-2).sum()
+    shapes = shapes - (shapes * weight).sum(1, keepdim=True)
+    profile = profile - (profile * weight).sum()
+    height = ((shapes * profile * weight).sum(1) / (shapes**2 * weight).sum(1)).clamp(min=0)
+    return (((profile - height[:, None] * shapes) / error) ** 2).sum(1)
+
+
 def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> ParticleExtent:
     """Radius and spread of position from the power that the particle adds to the white noise.
 
@@ -210,23 +221,21 @@ def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> Pa
     profile = _radial_mean(mean, bins)[used]
     # neighbouring pixels share the filter's band, so about 8 of them make one independent value
     error = torch.sqrt(8 * _radial_mean((square - mean**2).clamp(min=0), bins) / (rings * len(white)))[used]
-    scaled, level = profile / error, 1 / error
-    best = (math.inf, 1.0, 0.0)
+    error = error.clamp(min=1e-3 * float(error.max())).clamp(min=1e-30)
     # what the filter itself spreads the power of a point
     response = torch.fft.rfft2(torch.fft.irfft2(weight, s=(d, d)) ** 2).real
     response = response / response[0, 0]
+    frequency = shell_grid(d, white.device) / d
+    best = (math.inf, 1.0, 0.0)
     for radius in torch.arange(3.0, d / 2, 0.5).tolist():
-        ball = torch.fft.rfft2(torch.fft.ifftshift(torch.sqrt((radius**2 - r**2).clamp(min=0))))
-        for spread in torch.arange(0.0, min(0.12 * d, radius), 0.5).tolist():
-            blur = response * torch.exp(-2 * (math.pi * spread * shell_grid(d, white.device) / d) ** 2)
-            shape = _radial_mean(torch.fft.fftshift(torch.fft.irfft2(ball * blur, s=(d, d))), bins)[used] / error
-            design = torch.stack((shape, level), 1)
-            solution = torch.linalg.lstsq(design, scaled[:, None]).solution
-            if float(solution[0, 0]) <= 0:
-                continue
-            misfit = float(((scaled[:, None] - design @ solution) ** 2).sum()) + (4 * spread / radius) ** 2
-            if misfit < best[0]:
-                best = (misfit, radius, spread)
+        ball = torch.fft.rfft2(torch.fft.ifftshift(torch.sqrt((radius**2 - r**2).clamp(min=0)))) * response
+        spreads = torch.arange(0.0, min(0.12 * d, radius), 0.5, device=white.device)
+        blur = torch.exp(-2 * (math.pi * spreads[:, None, None] * frequency) ** 2)
+        blurred = torch.fft.fftshift(torch.fft.irfft2(ball * blur, s=(d, d)), dim=(-2, -1))
+        shapes = torch.stack([_radial_mean(shape, bins)[used] for shape in blurred])
+        misfit = _misfit(profile, shapes, error) + (4 * spreads / radius) ** 2
+        if float(misfit.min()) < best[0]:
+            best = (float(misfit.min()), radius, float(spreads[misfit.argmin()]))
     return ParticleExtent(best[1] * stack.pixel_size, best[2] * stack.pixel_size)
 
 

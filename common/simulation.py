@@ -143,7 +143,7 @@ def multislice_images(
         cell = ase.Atoms(species, positions=placed, cell=[width, width, highest - lowest], pbc=True)
         with abtem.config.set({"diagnostics.progress_bar": False}):
             potential = abtem.Potential(
-                cell, gpts=fine, slice_thickness=slice_thickness, projection="infinite", parametrization="peng"
+                cell, gpts=fine, slice_thickness=slice_thickness, projection="infinite", parametrization="lobato"
             )
             slices = potential.build(lazy=False)
             blurred = np.fft.ifft2(np.fft.fft2(slices.array) * damping).real.astype(slices.array.dtype)
