@@ -1,0 +1,261 @@
+"""A map from images in unknown orientations, from nothing: annealed stochastic expectation maximisation.
+
+Each iteration scores a few random images against the current map over all orientations of a randomly turned grid, at a
+temperature that leaves a set number of poses in play, and averages them into the next map. The number of effective poses
+falls geometrically; symmetry breaks on the way down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.data import ImageStack, InputError, Poses, Volume
+from common.iteration import Observer, State, run, step_generator
+from common.masks import soft_ball
+from common.noise import NoiseModel
+from common.parallel import sum_over_shards
+from spr.centring import centre_particles
+from spr.map_update import maximise
+from spr.orientation_search import (
+    Expectation,
+    RingImages,
+    Views,
+    expectation,
+    log_likelihoods,
+    log_prior,
+    random_frames,
+    ring_transfer,
+    ring_transform,
+    ring_vectors,
+    temperature_for,
+    views_of,
+)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a map is sought from nothing.
+
+    iterations : of one start.
+    images_per_iteration : random images that each iteration looks at.
+    directions : view directions on the grid; 0: from the particle's size and the resolution.
+    effective_poses : poses in play per image in the first iteration.
+    final_effective_poses : the same in the last iteration, >= 1.
+    coarsest, finest : angstrom, the band searched; 0: where the images hold most signal.
+    shift_step : trial shifts, as a fraction of the finest spacing.
+    ridge : prior weight of an empty map, as a fraction of the mean data weight.
+    """
+
+    iterations: int = 100
+    images_per_iteration: int = 150
+    directions: int = 0
+    effective_poses: float = 1000.0
+    final_effective_poses: float = 1.5
+    coarsest: float = 0.0
+    finest: float = 0.0
+    shift_step: float = 0.14
+    ridge: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.iterations < 2 or self.images_per_iteration < 2:
+            raise InputError(
+                f"the search has {self.iterations} iterations of {self.images_per_iteration} images, expected at least 2 of each"
+            )
+        if not self.effective_poses >= self.final_effective_poses >= 1:
+            raise InputError(
+                f"the effective poses go from {self.effective_poses} to {self.final_effective_poses}, expected a fall to 1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class SearchState(State):
+    """values : (d, d, d) the map. shifts : (n, 2) where each image's particle was last seen, angstrom.
+
+    best : nats per image, mean over the images last looked at. temperature : of the last iteration.
+    """
+
+    values: Tensor
+    shifts: Tensor
+    best: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class SearchGrid:
+    """The grids of a search.
+
+    box_size, voxel_size : of the map, voxels and angstrom. radius : of its support, angstrom.
+    shells : (s,) rings, in steps of 1 / (box_size voxel_size). directions : number of view directions.
+    """
+
+    box_size: int
+    voxel_size: float
+    radius: float
+    shells: Tensor
+    directions: int
+
+
+def signal_to_noise(white: Tensor, pixel_size: float, radius: float, frequencies: Tensor) -> Tensor:
+    """Power of the particle over that of the noise on rings: (s,), 0 where there is none.
+
+    white : (n, d, d). radius : of the disc that is looked at, angstrom. frequencies : (s,) 1/angstrom.
+    """
+    disc = disc_mask(white.shape[-1], radius, pixel_size).to(white)
+    vectors = ring_vectors(frequencies, 16)[:, :8]
+    power = torch.zeros_like(frequencies)
+    for part in white.split(128):
+        power += ring_transform(part * disc, vectors, pixel_size).abs().square().mean(-1).sum(0)
+    return (power / len(white) / disc.square().mean() - 1).clamp(min=0)
+
+
+def disc_mask(box_size: int, radius: float, pixel_size: float) -> Tensor:
+    """1 inside ``radius`` angstrom, falling linearly to 0 over 2 angstrom: (d, d)."""
+    axis = (torch.arange(box_size) - box_size // 2) * pixel_size
+    return (1 + (radius - torch.sqrt(axis[:, None] ** 2 + axis**2)) / 2).clamp(0, 1)
+
+
+def signal_band(white: Tensor, pixel_size: float, radius: float, window: float, outlines: bool) -> tuple[float, float]:
+    """The band that holds most of what the images say about atoms: coarsest and finest spacing, angstrom.
+
+    It runs around the strongest ring beyond 1/4 angstrom (the particle's strongest atomic reflections) as far as the signal
+    stays above a sixth of that; with ``outlines`` (projections, where low frequencies mean thickness) from 2 radii on.
+    """
+    step = 1 / window
+    frequencies = torch.arange(1, int(0.95 / (2 * pixel_size) / step), device=white.device) * step
+    ratio = signal_to_noise(white, pixel_size, radius, frequencies)
+    atomic = frequencies > 0.25
+    if not bool(atomic.any()) or not bool((ratio[atomic] > 0).any()):
+        raise InputError("the images hold no signal beyond 4 angstrom, expected atoms: check the pixel size")
+    peak = int(torch.where(atomic, ratio, -1.0).argmax())
+    enough = ratio >= ratio[peak] / 6
+    first = last = peak
+    while first > 0 and bool(enough[first - 1]):
+        first -= 1
+    while last + 1 < len(enough) and bool(enough[last + 1]):
+        last += 1
+    if outlines:
+        first = 0
+    return 1 / float(frequencies[first]), 1 / float(frequencies[last])
+
+
+def prepare(
+    stack: ImageStack,
+    white: ImageStack,
+    noise: NoiseModel,
+    *,
+    radius: float,
+    shift_spread: float,
+    settings: SearchSettings,
+) -> tuple[RingImages, SearchGrid]:
+    """Centre the images, find the band with most signal and sample it on rings.
+
+    Parameters
+    ----------
+    stack : n images, with their optics. white : the same whitened. noise : their noise.
+    radius, shift_spread : of the particle and of its position, angstrom.
+    """
+    pixel = stack.pixel_size
+    centres = centre_particles(white.images, pixel_size=pixel, radius=radius, shift_spread=shift_spread)
+    window = 4 * (radius + 1.1)
+    disc_radius = radius + 3 * shift_spread + 2
+    coarsest, finest = settings.coarsest, settings.finest
+    if not (coarsest and finest):
+        found = signal_band(white.images, pixel, disc_radius, window, outlines=stack.optics is None)
+        coarsest, finest = coarsest or found[0], finest or found[1]
+    shells = torch.arange(round(window / coarsest), round(window / finest) + 1, device=stack.images.device)
+    shells = shells[shells > 0].float()
+    support = radius + 1.1
+    orders = 2 * math.pi * support / finest + 6
+    n_angles = 16 * math.ceil(2 * orders / 16)
+    frequencies = shells / window
+    vectors = ring_vectors(frequencies, n_angles)
+    disc = disc_mask(stack.box_size, disc_radius, pixel).to(white.images)
+    half = [ring_transform(part * disc, vectors[:, : n_angles // 2], pixel) for part in white.images.split(128)]
+    rings = torch.cat(half)
+    coefficients = 2 * math.pi * frequencies / window * (stack.box_size * pixel) ** 2 / n_angles
+    images = RingImages(
+        torch.cat((rings, rings.conj()), -1),
+        ring_transfer(stack.optics, noise, vectors, stack),
+        frequencies,
+        coefficients,
+        centres,
+        0.5 * shift_spread,
+    )
+    box = 2 * math.ceil(1.14 * float(shells.max()))
+    spacing = 0.33 * finest / support  # radian; views in between lose little at the rim
+    directions = settings.directions or min(4000, max(60, math.ceil(4 * math.pi / (1.85 * spacing) ** 2)))
+    return images, SearchGrid(box, window / box, support, shells, directions)
+
+
+def start(images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int) -> SearchState:
+    """A map of random values in a ball, with the power that the images have."""
+    generator = step_generator(seed, 0)
+    ball = soft_ball(grid.box_size, grid.radius / grid.voxel_size, edge=1.5).to(images.transfer)
+    values = torch.randn(ball.shape, generator=generator).to(ball) * ball
+    views = views_of(values, random_frames(50, generator=generator).to(ball), grid.shells, images.rings.shape[-1], images.weights)
+    disc = (images.rings.abs().square().mean((0, 2)) - images.rings.abs().square().mean((0, 2)).min()).clamp(min=0)
+    wanted = (disc * images.weights).sum() * images.rings.shape[-1]
+    made = (views.power.mean(1) * images.transfer.square().mean((0, 2))).sum()
+    return SearchState(0, False, values * torch.sqrt(wanted / made), images.centres, 0.0, 0.0)
+
+
+def effective_poses(settings: SearchSettings, iteration: int) -> float:
+    """Falls geometrically from the first to the last iteration."""
+    fraction = iteration / (settings.iterations - 1)
+    return settings.effective_poses * (settings.final_effective_poses / settings.effective_poses) ** fraction
+
+
+def trial_shifts(centres: Tensor, step: float) -> Tensor:
+    """Each centre (k, 2) and its four neighbours at ``step``: (k, 5, 2)."""
+    cross = torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], device=centres.device, dtype=centres.dtype)
+    return centres[:, None] + step * cross
+
+
+def step(
+    state: SearchState,
+    images: RingImages,
+    grid: SearchGrid,
+    settings: SearchSettings,
+    *,
+    seed: int,
+    symmetry: Tensor | None = None,
+) -> SearchState:
+    """One iteration: a random few images, all orientations, the next map."""
+    generator = step_generator(seed, state.iteration + 1)
+    frames = random_frames(grid.directions, generator=generator).to(state.values)
+    views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
+    subset = torch.randperm(len(images), generator=generator)[: settings.images_per_iteration].to(state.shifts.device)
+    trials = trial_shifts(state.shifts[subset], settings.shift_step / float(images.frequencies.max()))
+    few = slice(0, 12)
+    scores, _ = log_likelihoods(images, subset[few], trials[few], views)
+    scores += log_prior(images, subset[few], trials[few])[:, :, None]
+    target = effective_poses(settings, state.iteration)
+    temperature = temperature_for(scores.transpose(0, 1).reshape(len(subset[few]), -1), target)
+    found = _expect_all(images, subset, trials, views, temperature)
+    values = maximise(
+        found.sums, found.counts, views.points, images.weights, grid.shells, state.values,
+        support=grid.radius / grid.voxel_size, ridge=settings.ridge, symmetry=symmetry,
+    )
+    shifts = state.shifts.index_copy(0, subset, found.shifts)
+    done = state.iteration + 1 == settings.iterations
+    return SearchState(state.iteration + 1, done, values, shifts, float(found.best.mean()), temperature)
+
+
+def _expect_all(images: RingImages, index: Tensor, trials: Tensor, views: Views, temperature: float) -> Expectation:
+    """`expectation` over the shards: sums are added in their order, rows land in their places."""
+
+    def of_shard(rows: Tensor) -> tuple[Tensor, ...]:
+        rows = rows.to(index.device)
+        part = expectation(images, index[rows], trials[rows], views, temperature)
+        placed = []
+        for values in (part.best, part.evidence, part.rotations, part.shifts):
+            whole = values.new_zeros(len(index), *values.shape[1:])
+            placed.append(whole.index_copy(0, rows, values))
+        return (part.sums, part.counts, *placed)
+
+    return Expectation(*sum_over_shards(of_shard, len(index), n_shards=4))
