@@ -57,7 +57,7 @@ def extract_slices(transform: Tensor, rotations: Tensor, box_size: int, max_shel
         box_size, checked_shell(box_size, max_shell), dtype=rotations.dtype, device=rotations.device
     )
     flat = rotations.reshape(-1, 3, 3)
-    values = interpolate_points(transform, slice_points(flat, frequencies)).view(len(flat), -1)
+    values = interpolate_points(transform, slice_points(flat, frequencies)).view(len(flat), len(index))
     slices = values.new_zeros(len(flat), box_size * (box_size // 2 + 1)).index_copy(1, index, values)
     return slices.view(*rotations.shape[:-2], box_size, box_size // 2 + 1)
 
