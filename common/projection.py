@@ -125,8 +125,10 @@ def project(volume: Volume, poses: Poses, *, batch_size: int = 64, max_shell: in
     _check_match("volume", volume.values, poses)
     transform = oversampled_transform(volume.values, max_shell) * voxel
     images = []
-    for rotations, shifts in zip(poses.rotations.split(batch_size), poses.shifts.split(batch_size), strict=True):
-        slices = extract_slices(transform, rotations, d, max_shell) * shift_factors(shifts / voxel, d)
+    for start in range(0, len(poses), batch_size):
+        part = slice(start, start + batch_size)
+        phases = shift_factors(poses.shifts[part] / voxel, d)
+        slices = extract_slices(transform, poses.rotations[part], d, max_shell) * phases
         images.append(irfft2_origin(slices, d))
     return ImageStack(torch.cat(images) if images else volume.values.new_zeros(0, d, d), voxel)
 
