@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import ase
 import ase.io
@@ -47,14 +49,7 @@ def read_xyz(path: str | os.PathLike[str]) -> ase.Atoms:
     InputError : damaged, fewer atoms than announced, or coordinates that are not finite (with the atom).
     """
     file = require_file(path)
-    try:
-        with file.open(encoding="utf-8") as lines:
-            announced = int(lines.readline())
-            held = sum(1 for _ in lines) - 1
-    except (ValueError, UnicodeDecodeError):
-        raise InputError(f"{file}: does not begin with the number of atoms, expected an XYZ file") from None
-    if not 0 < announced <= held:
-        raise InputError(f"{file}: announces {announced} atoms and holds {max(held, 0)} lines of them; write it again")
+    _check_rows(file)
     try:
         atoms = ase.io.read(file, index=0, format="extxyz")
     except Exception as error:  # what a damaged file raises has no common class
@@ -63,6 +58,24 @@ def read_xyz(path: str | os.PathLike[str]) -> ase.Atoms:
         raise InputError(f"{file}: holds no structure, expected atoms")
     _check_atoms(str(file), atoms)
     return atoms
+
+
+def _check_rows(file: Path) -> None:
+    """Hold the rows against what the first two lines announce, before ASE allocates what they say."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            announced, comment = int(lines.readline()), lines.readline()
+            lengths = [len(line.split()) for line in lines]
+    except ValueError:
+        raise InputError(f"{file}: does not begin with the number of atoms, expected an XYZ file") from None
+    if not 0 < announced <= len(lengths):
+        raise InputError(f"{file}: announces {announced} atoms and holds {len(lengths)} lines of them; write it again")
+    properties = re.search(r"""properties\s*=\s*["']?([^\s"']+)""", comment, re.IGNORECASE)
+    counts = re.findall(r"(?:^|:)\w+:[SRIL]:(\d+)", properties[1]) if properties else ["4"]
+    columns = sum(int(count[:18]) for count in counts)
+    for k, length in enumerate(lengths[:announced]):
+        if length < columns:
+            raise InputError(f"{file}: atom {k + 1} has {length} values, expected at least {columns}; write it again")
 
 
 def _check_atoms(where: str, atoms: ase.Atoms) -> None:

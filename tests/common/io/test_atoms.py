@@ -65,7 +65,10 @@ def test_plain_xyz_is_read(tmp_path: Path) -> None:
         ("Au 0 0 0\n", "does not begin with the number of atoms"),
         ("1\n\nAu 0 x 0\n", "cannot be read as XYZ"),
         ("1\n\nQq 0 0 0\n", "cannot be read as XYZ"),
-        ("1\n\n\n", "cannot be read as XYZ"),
+        ("1\n\n\n", "atom 1 has 0 values, expected at least 4"),
+        ("2\n\nAu 0 0 0\nAu 0 0\n", "atom 2 has 3 values, expected at least 4"),
+        ("1\nProperties=species:S:1:pos:R:3:q:R:999999999\nAu 0 0 0 1\n", "expected at least 1000000003"),
+        ("1\nProperties=species:S:1:pos:R:9999999999999\nAu 0 0 0 1\n", "has 5 values, expected at least"),
     ],
 )
 def test_damaged_xyz_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
