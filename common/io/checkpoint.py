@@ -46,6 +46,7 @@ class CheckpointObserver:
         self.interval = interval
         self.device = device
         self._written: dict[str, tuple[int, float]] = {}
+        self._unsaved: dict[str, State] = {}
 
     def path(self, name: str) -> Path:
         """The file of the loop ``name`` (letters, digits, ``_ . -``, with ``/`` between parts)."""
@@ -65,11 +66,21 @@ class CheckpointObserver:
         nothing_new = state.iteration == iteration or (state.iteration == 0 and not state.done)
         if nothing_new or not is_first_process():
             return
+        self._unsaved[name] = state
         if state.done or time.monotonic() - when >= self.interval:
-            path = self.path(name)
-            make_folder(path.parent)
-            save_state(path, state, labels=self.labels)
-            self._written[name] = (state.iteration, time.monotonic())
+            self._save(name)
+
+    def save_all(self) -> None:
+        """Save the last state of every loop that was not saved yet, whatever the interval: before the run is left."""
+        for name in tuple(self._unsaved):
+            self._save(name)
+
+    def _save(self, name: str) -> None:
+        state, path = self._unsaved[name], self.path(name)
+        make_folder(path.parent)
+        save_state(path, state, labels=self.labels)
+        self._written[name] = (state.iteration, time.monotonic())
+        del self._unsaved[name]
 
 
 def make_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
+import signal
 import sys
 
 from common.cli.program import Parser, run_program
@@ -37,6 +38,8 @@ electrons/angstrom^2. A stopped or killed run goes on when the same command is g
 def main(arguments: list[str] | None = None) -> int:
     """Run ``spr`` and return its exit status: 0, 1 for a bug, 2 for bad input, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # a batch system's notice is taken like Ctrl-C: save, say how to go on, leave
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_program("spr", lambda: _dispatch(given), to_resume=lambda: _how_to_resume(given))
 
 

@@ -111,7 +111,12 @@ def run_work(
                 return 0
             progress = ProgressObserver()
             on_device = replace(particles, stack=particles.stack.to(device))
-            result = compute(on_device, settings, (*folder.observers(), progress))
+            metrics, checkpoints = folder.observers()
+            try:
+                result = compute(on_device, settings, (metrics, checkpoints, progress))
+            except KeyboardInterrupt:
+                checkpoints.save_all()
+                raise
             timing: Mapping[str, float] = {
                 **progress.seconds,
                 "cpu_seconds": time.process_time() - began[1],

@@ -202,6 +202,15 @@ def test_the_last_state_is_written_even_when_the_interval_has_not_passed(tmp_pat
     assert (saved.iteration, saved.done) == (10, True)
 
 
+def test_leaving_a_run_saves_the_last_state_whatever_the_interval(tmp_path: Path) -> None:
+    observer = CheckpointObserver(tmp_path, interval=1e9)
+    with pytest.raises(Stopped):
+        run("walk", start(), stop_at(5), [observer])
+    assert not (tmp_path / "walk.safetensors").exists()
+    observer.save_all()
+    assert load_state(tmp_path / "walk.safetensors", Walk).iteration == 5
+
+
 def test_a_failed_write_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "walk.safetensors"
     save_state(path, start())
