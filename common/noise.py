@@ -19,6 +19,7 @@ from common.noise_spectrum import (
     batches,
     border_mask,
     border_shell_power,
+    floating,
     largest_radius,
     radius_grid,
     shell_grid,
@@ -70,10 +71,10 @@ def _noise_outside(stack: ImageStack, radius: float, batch_size: int) -> NoiseMo
     d = stack.box_size
     mask = border_mask(d, radius / stack.pixel_size).to(stack.images.device)
     power = border_shell_power(stack.images, mask, batch_size)
-    filter_ = whitening_filter(power, d)
+    filter_ = whitening_filter(power, d).to(floating(stack.images[:1]).dtype)
     means, variances = [], []
     for part in batches(len(stack), batch_size):
-        flat, mean = without_border_plane(stack.images[part].float(), mask)
+        flat, mean = without_border_plane(floating(stack.images[part]), mask)
         white = torch.fft.irfft2(torch.fft.rfft2(flat * mask) * filter_, s=(d, d))
         means.append(mean)
         variances.append((white**2 * mask).sum((-2, -1)) / mask.sum())
@@ -139,9 +140,9 @@ def whiten(stack: ImageStack, noise: NoiseModel, *, batch_size: int = 256) -> Im
 
     Returns
     -------
-    Images (n, d, d), float32: plane through the border subtracted, ``rfft2`` multiplied by ``noise.filter``, divided by
-    ``noise.scale``. A model image that is 1 in vacuum corresponds to
-    ``irfft2(noise.filter * rfft2(model - 1)) * noise.mean / noise.scale``.
+    Images (n, d, d), float32, or float64 where they came so: the plane through the border is subtracted, ``rfft2``
+    multiplied by ``noise.filter``, and the result divided by ``noise.scale``. A model image that is 1 in vacuum
+    corresponds to ``irfft2(noise.filter * rfft2(model - 1)) * noise.mean / noise.scale``.
 
     Raises
     ------
@@ -156,7 +157,7 @@ def whiten(stack: ImageStack, noise: NoiseModel, *, batch_size: int = 256) -> Im
     mask = border_mask(d, noise.radius / stack.pixel_size).to(stack.images.device)
     parts = []
     for part in batches(len(stack), batch_size):
-        flat, _ = without_border_plane(stack.images[part].float(), mask)
+        flat, _ = without_border_plane(floating(stack.images[part]), mask)
         white = torch.fft.irfft2(torch.fft.rfft2(flat) * noise.filter, s=(d, d))
         parts.append(white / noise.scale[part, None, None])
     return replace(stack, images=torch.cat(parts))

@@ -46,6 +46,11 @@ def border_planes(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve(normal, torch.einsum("iyx,nyx->in", weighted, images)).T, basis
 
 
+def floating(images: Tensor) -> Tensor:
+    """Counts as float32; float64 stays."""
+    return images if images.dtype == torch.float64 else images.float()
+
+
 def batches(n: int, batch_size: int) -> Iterator[slice]:
     """Slices of at most ``batch_size`` that cover ``n``."""
     return (slice(start, min(start + batch_size, n)) for start in range(0, n, batch_size))
@@ -67,7 +72,7 @@ def border_shell_power(images: Tensor, mask: Tensor, batch_size: int) -> Tensor:
     power = torch.zeros(2 * d, d + 1, dtype=torch.float64, device=images.device)
     variance = 0.0
     for part in batches(n, batch_size):
-        flat, _ = without_border_plane(images[part].float(), mask)
+        flat, _ = without_border_plane(floating(images[part]), mask)
         spectrum = torch.fft.rfft2(flat * mask, s=(2 * d, 2 * d))
         power += (spectrum.real**2 + spectrum.imag**2).sum(0).double()
         variance += float((flat.double() ** 2).mean((-2, -1)).sum()) / n

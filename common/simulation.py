@@ -14,15 +14,9 @@ from torch import Tensor
 
 from common.data import ImageStack, InputError, Optics, Poses
 from common.fourier import resample_fourier
-from common.image_formation import (
-    interaction_constant,
-    phase_object_image,
-    projected_atoms,
-    projected_potential,
-    scattering_factor,
-    wave_transfer,
-)
+from common.image_formation import interaction_constant, phase_object_image, wave_transfer
 from common.rotations import random_rotations
+from common.scattering import projected_atoms, projected_potential, scattering_factor
 from common.specimens import amorphous_carbon, gold_cluster
 
 __all__ = ["Imaging", "SimulatedData", "amorphous_carbon", "gold_cluster", "multislice_images", "simulate_images"]

@@ -79,6 +79,17 @@ def test_batch_size_does_not_change_the_result():
     torch.testing.assert_close(whiten(stack, one, batch_size=3).images, whiten(stack, all_).images)
 
 
+def test_counts_become_single_precision_and_double_stays():
+    counts = torch.poisson(torch.full((6, 48, 48), 20.0), generator=seeded(13))
+    results = []
+    for dtype in (torch.int16, torch.float32, torch.float64):
+        stack = ImageStack(counts.to(dtype), 0.5)
+        results.append(whiten(stack, estimate_noise(stack, radius=7.0)).images)
+    assert [x.dtype for x in results] == [torch.float32, torch.float32, torch.float64]
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[1].double(), results[2], atol=1e-4, rtol=0)
+
+
 def test_a_model_image_passes_the_same_filter(cluster):
     """The formula in `whiten`: subtracting the filtered model leaves white noise where the particle was."""
     clean = simulate_images(cluster, 40, generator=seeded(6)).stack.images
@@ -95,7 +106,9 @@ def test_a_model_image_passes_the_same_filter(cluster):
 @pytest.mark.parametrize(("model", "noise"), [("projection", {"snr": 0.2}), ("phase_object", {"dose": 200.0})])
 def test_the_particle_radius_is_found(cluster, model, noise):
     carbon = 0.0 if model == "projection" else 20.0
-    data = simulate_images(cluster, 60, model=model, carbon_thickness=carbon, generator=seeded(8), **noise)
+    data = simulate_images(
+        cluster, 60, box_size=64, model=model, carbon_thickness=carbon, generator=seeded(8), **noise
+    )
     extent = particle_radius(data.stack)
     outermost = float((cluster.positions**2).sum(1).max() ** 0.5)
     ball = float(((cluster.positions**2).sum(1).mean() * 5 / 3) ** 0.5)
@@ -103,13 +116,18 @@ def test_the_particle_radius_is_found(cluster, model, noise):
     assert extent.shift_spread == pytest.approx(0.7, abs=0.5)
 
 
-@pytest.mark.parametrize(
-    ("cs_mm", "defocus_range", "sign"), [(-0.013, (-110.0, -50.0), 1), (0.013, (50.0, 110.0), -1)]
-)
+@pytest.mark.parametrize(("cs_mm", "defocus_range", "sign"), [(-0.013, (-110.0, -50.0), 1), (0.013, (50.0, 110.0), -1)])
 def test_bright_and_dark_atoms_are_told_apart(cluster, cs_mm, defocus_range, sign):
     imaging = Imaging(spherical_aberration_mm=cs_mm, defocus_range=defocus_range)
     data = simulate_images(
-        cluster, 60, model="phase_object", dose=400.0, carbon_thickness=20.0, imaging=imaging, generator=seeded(9)
+        cluster,
+        50,
+        box_size=64,
+        model="phase_object",
+        dose=400.0,
+        carbon_thickness=20.0,
+        imaging=imaging,
+        generator=seeded(9),
     )
     contrast = contrast_sign(data.stack)
     assert contrast.sign == sign

@@ -8,16 +8,14 @@ from ase.cluster import Icosahedron
 
 from common.data import Optics
 from common.image_formation import (
-    atom_potential,
     contrast_transfer,
     electron_wavelength,
     interaction_constant,
     phase_object_image,
-    projected_potential,
-    scattering_factor,
     wave_transfer,
 )
 from common.noise_spectrum import radius_grid
+from common.scattering import atom_potential, projected_potential, scattering_factor
 from common.simulation import multislice_images
 
 BOX, PIXEL = 80, 0.35
