@@ -16,7 +16,10 @@ from common.parallel import map_over_shards, process_count, process_rank, shards
 # Values of very different size, so that another order of summation shows in the last bits.
 PROGRAM = """
 import sys, torch
+from dataclasses import dataclass
 from safetensors.torch import save_file
+from common.io.run_folder import RunFolder
+from common.iteration import State, run
 from common.parallel import map_over_shards, process_count, process_rank, processes, sum_over_shards
 
 torch.set_num_threads(1)
@@ -35,6 +38,20 @@ with processes() as device:
         result |= {f"{key}/{n}": value.contiguous() for key, value in values.items()}
     result["processes"] = torch.tensor(process_count())
     save_file(result, sys.argv[1] + f".{process_rank()}")
+
+    @dataclass(frozen=True)
+    class Mean(State):
+        mean: torch.Tensor
+
+    def step(state):
+        (mean,) = sum_over_shards(lambda i: ((images[i] - state.mean).mean((1, 2)).sum(0),), len(images))
+        return Mean(state.iteration + 1, state.iteration == 4, mean)
+
+    for _ in range(2):  # the second time it has ended
+        with RunFolder.open(sys.argv[1] + ".run", inputs={}, settings={}, command="mean") as folder:
+            if not folder.is_complete:
+                last = run("mean", Mean(0, False, torch.zeros(())), step, folder.observers(interval=0))
+                folder.finish(metrics={"mean": last.mean})
 """
 
 
@@ -59,6 +76,8 @@ def test_two_processes_give_every_bit_of_what_one_gives(tmp_path: Path) -> None:
         for name, value in alone.items():
             assert value.dtype == result[name].dtype
             assert value.numpy().tobytes() == result[name].numpy().tobytes(), name
+    for name in ("metrics.csv", "run.json"):
+        assert (tmp_path / "of1.run" / name).read_bytes() == (tmp_path / "of2.run" / name).read_bytes()
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 939])
