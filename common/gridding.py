@@ -158,18 +158,30 @@ def _to_map(transform: Tensor, box_size: int, scale: np.ndarray) -> Tensor:
     return folded.real @ right.real - folded.imag @ right.imag
 
 
-def _taps(points: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat index of the first tap (q,), weights (3, taps, q) and their derivatives, for points in grid steps."""
-    floor = points.floor()
-    f = (points - floor).T[:, None, :]
-    c = torch.from_numpy(_window()).to(points)[:, None, :, None]
-    weights = c[_DEGREE] * f + c[_DEGREE - 1]
-    slopes = c[_DEGREE].expand_as(weights)
-    for i in range(_DEGREE - 2, -1, -1):
-        slopes = torch.addcmul(weights, slopes, f)
-        weights = torch.addcmul(c[i], weights, f)
+def _cells(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Flat index of the first tap (q,) and the fractions of a grid step past it (3, 1, q), for points in grid steps."""
+    transposed = points.T.contiguous()
+    floor = transposed.floor()
     first = floor.long() + (size // 2 - _TAPS // 2 + 1)
-    return (first[:, 2] * size + first[:, 1]) * size + first[:, 0], weights, slopes
+    return (first[2] * size + first[1]) * size + first[0], (transposed - floor)[:, None, :]
+
+
+def _weights(fractions: Tensor) -> Tensor:
+    """The window's weights (3, taps, q) along x, y, z."""
+    c = torch.from_numpy(_window()).to(fractions)[:, None, :, None]
+    weights = c[_DEGREE] * fractions + c[_DEGREE - 1]
+    for i in range(_DEGREE - 2, -1, -1):
+        weights = torch.addcmul(c[i], weights, fractions)
+    return weights
+
+
+def _slopes(fractions: Tensor) -> Tensor:
+    """The derivatives of :func:`_weights`, per grid step."""
+    c = torch.from_numpy(_window()).to(fractions)[:, None, :, None]
+    slopes = (_DEGREE * c[_DEGREE]) * fractions + (_DEGREE - 1) * c[_DEGREE - 1]
+    for i in range(_DEGREE - 2, 0, -1):
+        slopes = torch.addcmul(i * c[i], slopes, fractions)
+    return slopes
 
 
 def _offsets(size: int, device: torch.device) -> Tensor:
@@ -178,8 +190,10 @@ def _offsets(size: int, device: torch.device) -> Tensor:
 
 
 def _index(first: Tensor, size: int) -> Tensor:
-    index = first[:, None] + _offsets(size, first.device)
-    return index.int() if size**3 < 2**31 else index
+    offsets = _offsets(size, first.device)
+    if size**3 < 2**31:
+        return first.int()[:, None] + offsets.int()
+    return first[:, None] + offsets
 
 
 def _outer(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -198,8 +212,9 @@ def spread_channels(channels: Sequence[Tensor], points: Tensor, size: int) -> li
     """Several real values (q,) at the same points spread to one grid (m, m, m) each; see :func:`spread_points`."""
     grids = [channel.new_zeros(size**3) for channel in channels]
     for start in range(0, len(points), _CHUNK):
-        first, (x, y, z), _ = _taps(points[start : start + _CHUNK], size)
+        first, fractions = _cells(points[start : start + _CHUNK], size)
         index = (first[:, None] + _offsets(size, first.device)).flatten()
+        x, y, z = _weights(fractions)
         outer = _outer(z, y, x)
         for grid, channel in zip(grids, channels, strict=True):
             grid.scatter_add_(0, index, (outer * channel[start : start + _CHUNK, None]).flatten())
@@ -229,7 +244,8 @@ def interpolate_with_gradient(grid: Tensor, points: Tensor) -> tuple[Tensor, Ten
     size = grid.shape[-1]
     values, gradients = [], []
     for start in range(0, len(points), _CHUNK):
-        first, (x, y, z), (dx, dy, dz) = _taps(points[start : start + _CHUNK], size)
+        first, fractions = _cells(points[start : start + _CHUNK], size)
+        (x, y, z), (dx, dy, dz) = _weights(fractions), _slopes(fractions)
         index = _index(first, size)
         values.append(_gather(grid, index, _outer(z, y, x)))
         slopes = (_outer(z, y, dx), _outer(z, dy, x), _outer(dz, y, x))
@@ -244,7 +260,8 @@ class _Interpolate(torch.autograd.Function):
         size = grid.shape[-1]
         values = []
         for start in range(0, len(points), _CHUNK):
-            first, (x, y, z), _ = _taps(points[start : start + _CHUNK], size)
+            first, fractions = _cells(points[start : start + _CHUNK], size)
+            x, y, z = _weights(fractions)
             values.append(_gather(grid, _index(first, size), _outer(z, y, x)))
         return torch.cat(values) if values else grid.new_zeros(0)
 
