@@ -52,9 +52,8 @@ test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/lint.stamp
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@status=0; for check in "ruff check ." mypy lint-imports; do \
+		echo "== $$check"; $(BIN)/$$check || status=1; done; exit $$status
 
 bench: $(VENV)/run.stamp
 	$(BIN)/python tests/benchmarks/run_all.py

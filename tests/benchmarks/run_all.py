@@ -1,0 +1,71 @@
+"""Speed and accuracy, as tables in Markdown; ``--readme`` puts them into the README.
+
+Every case is simulated anew, so the numbers can be had on any machine: ``make bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["speed", "accuracy"], help="one of the two tables")
+    parser.add_argument("--cases", nargs="+", type=int, metavar="K", help="these accuracy cases, from 1 (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="one run of each case for each seed")
+    parser.add_argument("--n-images", type=int, default=939, help="images of each case")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".bench", help="where data and runs go")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = [f"{platform.machine()}, one CPU thread, PyTorch {torch.__version__}."]
+    if given.only != "accuracy":
+        kernels = load(HERE / "speed" / "bench_kernels.py")
+        parts.append(table(("80 x 80 pixels, 68 atoms", "CPU time"), kernels.measure()))
+        print(parts[-1], flush=True)
+    if given.only != "speed":
+        recovery = load(HERE / "accuracy" / "bench_recovery.py")
+        rows = []
+        for k, (name, simulation) in enumerate(recovery.CASES.items(), start=1):
+            for seed in given.seeds if given.cases is None or k in given.cases else ():
+                outcome = recovery.run_case(given.folder / f"case-{k}", simulation, seed, given.n_images)
+                rows.append(recovery.row(name, seed, outcome))
+                print("| " + " | ".join(rows[-1]) + " |", flush=True)
+        parts.append(table(recovery.COLUMNS, rows))
+    text = "\n\n".join(parts)
+    print(f"\n{text}")
+    if given.readme:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        before, rest = readme.split(BEGIN)
+        after = rest.split(END)[1]
+        (ROOT / "README.md").write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
