@@ -173,8 +173,12 @@ def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_writable_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    opening = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == ".lock":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opening(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)  # permissions do not bind the superuser
     with pytest.raises(InputError, match="not writable"):
