@@ -32,7 +32,7 @@ commands:
 
 `spr COMMAND --help` says what a command takes. Lengths are in angstrom, angles in degrees, doses in
 electrons/angstrom^2. A stopped or killed run goes on when the same command is given again. Several processes:
-`torchrun --no-python --nproc-per-node N spr reconstruct ...`"""
+`torchrun --nproc-per-node N -m spr reconstruct ...`"""
 
 
 def main(arguments: list[str] | None = None) -> int:
