@@ -14,7 +14,19 @@ import torch
 
 from common.io.run_record import NOT_INSTALLED, package_version
 
-NEEDED = ("torch", "numpy", "scipy", "ase", "gemmi", "mrcfile", "safetensors", "scikit-learn", "tifffile", "tqdm")
+NEEDED = (
+    "torch",
+    "numpy",
+    "scipy",
+    "ase",
+    "gemmi",
+    "matplotlib",
+    "mrcfile",
+    "safetensors",
+    "scikit-learn",
+    "tifffile",
+    "tqdm",
+)
 EXTRAS = {"rosettasciio": ("formats", ".dm3, .dm4, .emd, .ser files"), "abTEM": ("multislice", "multislice simulation")}
 
 
