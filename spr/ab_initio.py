@@ -51,7 +51,7 @@ class SearchSettings:
     ridge : prior weight of an empty map, as a fraction of the mean data weight.
     """
 
-    iterations: int = 100
+    iterations: int = 60
     images_per_iteration: int = 150
     directions: int = 0
     effective_poses: float = 1000.0
@@ -90,12 +90,14 @@ class SearchGrid:
     """The grids of a search.
 
     box_size, voxel_size : of the map, voxels and angstrom. radius : of its support, angstrom.
+    disc_radius : of the part of the images that is looked at, angstrom.
     shells : (s,) rings, in steps of 1 / (box_size voxel_size). directions : number of view directions.
     """
 
     box_size: int
     voxel_size: float
     radius: float
+    disc_radius: float
     shells: Tensor
     directions: int
 
@@ -170,26 +172,38 @@ def prepare(
     shells = torch.arange(round(window / coarsest), round(window / finest) + 1, device=stack.images.device)
     shells = shells[shells > 0].float()
     support = radius + 1.1
-    orders = 2 * math.pi * support / finest + 6
+    box = map_box(float(shells.max()))
+    spacing = 0.33 * finest / support  # radian; views in between lose little at the rim
+    directions = settings.directions or min(4000, max(60, math.ceil(4 * math.pi / (2.1 * spacing) ** 2)))
+    grid = SearchGrid(box, window / box, support, disc_radius, shells, directions)
+    return sample_rings(stack, white, noise, grid, centres, centre_sigma=0.5 * shift_spread), grid
+
+
+def map_box(last_shell: float) -> int:
+    """Even box size of a map that holds shells up to ``last_shell``."""
+    return 2 * math.ceil(1.14 * last_shell)
+
+
+def sample_rings(
+    stack: ImageStack, white: ImageStack, noise: NoiseModel, grid: SearchGrid, centres: Tensor, *, centre_sigma: float
+) -> RingImages:
+    """The whitened images on the rings of a grid, enough samples on each for a particle that fills the support."""
+    pixel, window = stack.pixel_size, grid.box_size * grid.voxel_size
+    frequencies = grid.shells / window
+    orders = 2 * math.pi * grid.radius * float(frequencies.max()) + 6
     n_angles = 16 * math.ceil(2 * orders / 16)
-    frequencies = shells / window
     vectors = ring_vectors(frequencies, n_angles)
-    disc = disc_mask(stack.box_size, disc_radius, pixel).to(white.images)
-    half = [ring_transform(part * disc, vectors[:, : n_angles // 2], pixel) for part in white.images.split(128)]
-    rings = torch.cat(half)
+    disc = disc_mask(stack.box_size, grid.disc_radius, pixel).to(white.images)
+    rings = torch.cat([ring_transform(part * disc, vectors[:, : n_angles // 2], pixel) for part in white.images.split(128)])
     coefficients = 2 * math.pi * frequencies / window * (stack.box_size * pixel) ** 2 / n_angles
-    images = RingImages(
+    return RingImages(
         torch.cat((rings, rings.conj()), -1),
         ring_transfer(stack.optics, noise, vectors, stack),
         frequencies,
         coefficients,
         centres,
-        0.5 * shift_spread,
+        centre_sigma,
     )
-    box = 2 * math.ceil(1.14 * float(shells.max()))
-    spacing = 0.33 * finest / support  # radian; views in between lose little at the rim
-    directions = settings.directions or min(4000, max(60, math.ceil(4 * math.pi / (1.85 * spacing) ** 2)))
-    return images, SearchGrid(box, window / box, support, shells, directions)
 
 
 def start(images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int) -> SearchState:
@@ -259,3 +273,41 @@ def _expect_all(images: RingImages, index: Tensor, trials: Tensor, views: Views,
         return (part.sums, part.counts, *placed)
 
     return Expectation(*sum_over_shards(of_shard, len(index), n_shards=4))
+
+
+def search(
+    images: RingImages,
+    grid: SearchGrid,
+    settings: SearchSettings,
+    *,
+    seed: int,
+    name: str = "search",
+    symmetry: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> SearchState:
+    """Search for a map from one random start; see the module. ``name`` is that of the run, for the observers."""
+    first = start(images, grid, settings, seed=seed)
+    return run(name, first, lambda s: step(s, images, grid, settings, seed=seed, symmetry=symmetry), observers)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The best pose of every image on a grid. log_likelihood : (n,) nats over no particle."""
+
+    poses: Poses
+    log_likelihood: Tensor
+
+
+def assign(state: SearchState, images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int) -> Assignment:
+    """Find every image's best pose against the final map of a search, over all orientations and the shifts around it."""
+    frames = random_frames(grid.directions, generator=step_generator(seed, 10**6)).to(state.values)
+    views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
+    every = torch.arange(len(images), device=state.shifts.device)
+    width = settings.shift_step / float(images.frequencies.max())
+    trials = torch.cat((trial_shifts(state.shifts, width), trial_shifts(state.shifts, 2 * width)[:, 1:]), 1)
+    found = _expect_all(images, every, trials, views, 1.0)
+    return Assignment(Poses(found.rotations, found.shifts), found.best)
+
+
+def volume_of(state: SearchState, grid: SearchGrid) -> Volume:
+    return Volume(state.values, grid.voxel_size)

@@ -41,6 +41,43 @@ def maximise(
     Returns
     -------
     (d, d, d).
+    """
+    n_shells = len(shells)
+    rings = rings_from_orders(torch.complex(sums[:, :n_shells], sums[:, n_shells:]).permute(2, 1, 0))
+    density = (counts.T * weights)[:, :, None].expand(rings.shape)
+    return solve_map(
+        (rings * weights[:, None]).flatten(),
+        density.flatten(),
+        points,
+        values,
+        max_shell=math.ceil(float(shells.max())),
+        support=support,
+        ridge=ridge,
+        symmetry=symmetry,
+        iterations=iterations,
+    )
+
+
+def solve_map(
+    samples: Tensor,
+    density: Tensor,
+    points: Tensor,
+    values: Tensor,
+    *,
+    max_shell: int,
+    support: float,
+    ridge: float,
+    symmetry: Tensor | None = None,
+    iterations: int = 5,
+) -> Tensor:
+    """Least squares of a map in a ball over samples of its transform, by conjugate gradients from ``values``.
+
+    Parameters
+    ----------
+    samples : (q,) complex, weighted; density : (q,) their weights; points : (q, 3) where, in steps of the oversampled
+        transform.
+    values, support, ridge, symmetry, iterations : as for `maximise`.
+    max_shell : outermost shell of the samples.
 
     Notes
     -----
@@ -52,12 +89,8 @@ def maximise(
     .. [1] Fessler et al., "Toeplitz-based iterative image reconstruction for MRI with correction for magnetic field
        inhomogeneity", IEEE Trans. Signal Process. 53, 3393 (2005). doi:10.1109/TSP.2005.853152
     """
-    d, n_shells = values.shape[-1], len(shells)
-    rings = rings_from_orders(torch.complex(sums[:, :n_shells], sums[:, n_shells:]).permute(2, 1, 0))
-    rings = rings * weights[:, None]
-    density = (counts.T * weights)[:, :, None].expand(rings.shape)
-    size = transform_size(math.ceil(float(shells.max())))
-    channels = [rings.real.flatten(), rings.imag.flatten(), density.flatten()]
+    d, size = values.shape[-1], transform_size(max_shell)
+    channels = [samples.real, samples.imag, density]
     totals = [values.new_zeros(size, size, size) for _ in channels]
     group = torch.eye(3, device=values.device)[None] if symmetry is None else symmetry
     for element in group.to(points):

@@ -1,0 +1,124 @@
+"""Many random starts, and which of them found the same structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from common.atoms.comparison import same_structure
+from common.atoms.tracing import TracingSettings, find_atoms
+from common.data import InputError, Poses, Volume
+from common.iteration import Observer
+from spr.ab_initio import SearchGrid, SearchSettings, SearchState, assign, search
+from spr.orientation_search import RingImages
+
+
+@dataclass(frozen=True)
+class ConsensusSettings:
+    """How many starts are made, and when they agree.
+
+    most : starts at most; no more are made once enough of them agree.
+    agreeing : starts that must agree, the likeliest among them.
+    same_atoms : fraction of atoms within 0.5 angstrom, up to rotation and hand, from which two starts agree.
+    """
+
+    most: int = 10
+    agreeing: int = 2
+    same_atoms: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.agreeing <= self.most:
+            raise InputError(f"{self.agreeing} of at most {self.most} starts must agree, expected 1 <= agreeing <= most")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start came to. log_likelihood : nats per image, mean over all images. atoms : as traced, maybe none."""
+
+    state: SearchState
+    poses: Poses
+    log_likelihood: float
+    atoms: Atoms
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """starts : all that were made. agreement : (s, s) fraction of atoms that two starts share.
+
+    best : number of the likeliest start. agrees : (s,) booleans, the starts that found the same as the best.
+    reached : as many agree as were asked for.
+    """
+
+    starts: tuple[Start, ...]
+    agreement: Tensor
+    best: int
+    agrees: Tensor
+    reached: bool
+
+
+def agree(
+    images: RingImages,
+    grid: SearchGrid,
+    search_settings: SearchSettings,
+    tracing: TracingSettings,
+    settings: ConsensusSettings,
+    *,
+    seed: int,
+    symmetry: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> Consensus:
+    """Start from random maps until enough starts agree with the likeliest.
+
+    Two starts that share nothing but the images find the same structure only where the images hold it: so agreement, not
+    the likelihood of a single start, is what decides.
+    """
+    starts: list[Start] = []
+    agreement = torch.eye(settings.most)
+    while True:
+        number = len(starts)
+        name = f"search/start-{number + 1}"
+        own_seed = seed * 1000 + number
+        state = search(
+            images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers
+        )
+        found = assign(state, images, grid, search_settings, seed=own_seed)
+        starts.append(
+            Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing))
+        )
+        for other in range(number):
+            shared = shared_atoms(starts[other].atoms, starts[number].atoms)
+            agreement[other, number] = agreement[number, other] = shared
+        consensus = judge(tuple(starts), agreement[: number + 1, : number + 1], settings)
+        if consensus.reached or len(starts) == settings.most:
+            return consensus
+
+
+def judge(starts: tuple[Start, ...], agreement: Tensor, settings: ConsensusSettings) -> Consensus:
+    """Who agrees with the likeliest start.
+
+    Where the likeliest agrees with nobody but others do agree, it is still the likeliest that counts: a wrong structure
+    found twice has a lower likelihood than a right one found once.
+    """
+    best = max(range(len(starts)), key=lambda i: starts[i].log_likelihood)
+    agrees = agreement[best] >= settings.same_atoms
+    agrees[best] = True
+    return Consensus(starts, agreement.clone(), best, agrees, int(agrees.sum()) >= settings.agreeing)
+
+
+def traced(state: SearchState, grid: SearchGrid, settings: TracingSettings) -> Atoms:
+    """The atoms of a start's map; none where there are none to be found."""
+    try:
+        return find_atoms(Volume(state.values.cpu(), grid.voxel_size), settings).atoms
+    except InputError:
+        return Atoms()
+
+
+def shared_atoms(a: Atoms, b: Atoms) -> float:
+    """Fraction of atoms that two lists share, up to rotation and hand; 0 when either is too short to compare."""
+    if min(len(a), len(b)) < 4:
+        return 0.0
+    return same_structure(a, b)[0]

@@ -1,0 +1,241 @@
+"""From images of identical particles in unknown orientations to atoms with error bars: the whole road.
+
+Each stage is a function of what the one before it returned; `reconstruct` is all of them in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from common.atoms.fisher import fisher
+from common.atoms.model import AtomicModel
+from common.atoms.pose_search import PoseSearchSettings, search_poses
+from common.atoms.refinement import RefinementSettings, refine_model
+from common.atoms.refinement import refine_atoms as refine_atoms_against_images
+from common.atoms.tracing import TracingSettings, find_atoms
+from common.data import ImageStack, InputError, Poses
+from common.iteration import Observer, State, run, step_generator
+from common.noise import contrast_sign, estimate_noise, particle_radius, whiten
+from common.rotations import point_group
+from spr.ab_initio import SearchGrid, SearchSettings, prepare, sample_rings
+from spr.consensus import Consensus, ConsensusSettings, agree
+from spr.orientation_search import RingImages
+from spr.refinement import RefinedMap, RefineSettings, halve, refine, shells_to
+from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
+
+LEAST_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a structure is found.
+
+    element : chemical symbol of the atoms, such as Au; helps to tell atoms apart, "X" when unknown.
+    seed : of all random numbers; the same seed gives the same result.
+    symmetry : point group of the particle, such as C1, C2, D3, T, O, I.
+    held_out_fraction : of the images, left out of everything but the final score.
+    focal_spread : angstrom, rms; first guess where the file gives none, refined later.
+    search : one start of the search for orientations.
+    starts : how many of them, and when they agree.
+    refinement : of poses against the map.
+    tracing : of atoms in the map.
+    pose_search : all poses again, against the atoms.
+    atoms : atoms and poses against the images.
+    """
+
+    element: str = "X"
+    seed: int = 0
+    symmetry: str = "C1"
+    held_out_fraction: float = 0.05
+    focal_spread: float = 40.0
+    search: SearchSettings = field(default_factory=SearchSettings)
+    starts: ConsensusSettings = field(default_factory=ConsensusSettings)
+    refinement: RefineSettings = field(default_factory=RefineSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
+    pose_search: PoseSearchSettings = field(default_factory=PoseSearchSettings)
+    atoms: RefinementSettings = field(default_factory=RefinementSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_fraction < 0.5:
+            raise InputError(f"the held-out fraction is {self.held_out_fraction}, expected a number between 0 and 0.5")
+        point_group(self.symmetry)
+
+    def tracing_of_element(self) -> TracingSettings:
+        known = None if self.element == "X" else self.element
+        return self.tracing if self.tracing.element else replace(self.tracing, element=known)
+
+
+def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Observer] = ()) -> Reconstruction:
+    """Find the atoms of a particle from images of many identical copies in unknown orientations.
+
+    Parameters
+    ----------
+    stack : n images of one particle each, n >= 20, the particle within the middle two thirds of the box; with optics they
+        are images of a phase object, without they are projections.
+    settings : `Settings`.
+    observers : see every state of every loop; they may resume a run.
+
+    Returns
+    -------
+    Maps, atoms with sigmas, poses, and why to believe them; without atoms when the images do not determine a structure.
+
+    Raises
+    ------
+    InputError : the images cannot be used; one line.
+    """
+    seen = look_at(stack, settings)
+    rings, grid = find_band(seen, settings)
+    starts = find_map(rings, grid, settings, observers)
+    if not starts.reached:
+        return conclude(Stages(seen, starts))
+    refined = refine_poses(seen, rings, grid, starts, settings, observers)
+    traced = find_atoms(refined.volume, settings.tracing_of_element())
+    rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
+    model = improve(seen, rough, settings, observers)
+    left_out = score_left_out(seen, model, settings, observers)
+    maps = final_maps(seen, refined, model, grid.radius)
+    return conclude(Stages(seen, starts, refined, traced, model, left_out, maps))
+
+
+def look_at(stack: ImageStack, settings: Settings) -> Seen:
+    """Learn noise, particle size and contrast from the images, whiten them, and set some aside."""
+    if len(stack) < LEAST_IMAGES:
+        raise InputError(f"{len(stack)} images, expected at least {LEAST_IMAGES} to find a structure from")
+    warnings: list[str] = []
+    extent = particle_radius(stack)
+    room = stack.box_size * stack.pixel_size / 2
+    if extent.radius + extent.shift_spread > 0.9 * room:
+        raise InputError(
+            f"the particle has a radius of about {extent.radius:.1f} A and the box a half width of {room:.1f} A, "
+            "expected free border around it: cut larger boxes"
+        )
+    noise = estimate_noise(stack)
+    contrast = contrast_sign(stack, noise)
+    if stack.optics is None and contrast.sign < 0 and contrast.significance > 3:
+        warnings.append("atoms are dark in these images: the contrast was inverted")
+        stack = replace(stack, images=-stack.images.float())
+        noise = replace(noise, mean=-noise.mean)
+    order = torch.randperm(len(stack), generator=step_generator(settings.seed, 1)).to(stack.images.device)
+    count = max(1, round(settings.held_out_fraction * len(stack)))
+    fitted, left_out = order[count:].sort().values, order[:count].sort().values
+    return Seen(stack, whiten(stack, noise), noise, extent, fitted, left_out, tuple(warnings))
+
+
+def find_band(seen: Seen, settings: Settings) -> tuple[RingImages, SearchGrid]:
+    """Centre the images and sample them on rings where they hold most signal."""
+    stack, white, noise = seen.part(seen.fitted)
+    return prepare(
+        with_focal_spread(stack, settings.focal_spread),
+        white,
+        noise,
+        radius=seen.extent.radius,
+        shift_spread=seen.extent.shift_spread,
+        settings=settings.search,
+    )
+
+
+def with_focal_spread(stack: ImageStack, focal_spread: float) -> ImageStack:
+    """The stack with a focal spread where the file gave none."""
+    if stack.optics is None:
+        return stack
+    given = stack.optics.focal_spread
+    optics = replace(stack.optics, focal_spread=torch.where(given > 0, given, focal_spread))
+    return replace(stack, optics=optics)
+
+
+def find_map(rings: RingImages, grid: SearchGrid, settings: Settings, observers: Sequence[Observer]) -> Consensus:
+    """Search from random starts until enough of them agree."""
+    return agree(
+        rings,
+        grid,
+        settings.search,
+        settings.tracing_of_element(),
+        settings.starts,
+        seed=settings.seed,
+        symmetry=symmetry_of(settings),
+        observers=observers,
+    )
+
+
+def symmetry_of(settings: Settings) -> Tensor | None:
+    return None if settings.symmetry == "C1" else point_group(settings.symmetry)
+
+
+def refine_poses(
+    seen: Seen,
+    rings: RingImages,
+    grid: SearchGrid,
+    starts: Consensus,
+    settings: Settings,
+    observers: Sequence[Observer],
+) -> RefinedMap:
+    """Poses off the grid, map to higher resolution, in independent halves."""
+    best = starts.starts[starts.best]
+    return refine_from(best.state.values, best.poses, seen, rings, grid, settings, observers)
+
+
+def refine_from(
+    values: Tensor,
+    poses: Poses,
+    seen: Seen,
+    rings: RingImages,
+    grid: SearchGrid,
+    settings: Settings,
+    observers: Sequence[Observer],
+) -> RefinedMap:
+    """`refine_poses` from any map (d, d, d) on the search's grid and poses of the fitted images."""
+    stack, white, noise = seen.part(seen.fitted)
+    stack = with_focal_spread(stack, settings.focal_spread)
+    shells = shells_to(settings.refinement.finest, grid)
+    finer = sample_rings(
+        stack, white, noise, replace(grid, shells=shells), rings.centres, centre_sigma=rings.centre_sigma
+    )
+    data = halve(finer, shells, grid, seed=settings.seed)
+    return refine(values, poses, data, settings.refinement, symmetry=symmetry_of(settings), observers=observers)
+
+
+def fit_atoms(
+    seen: Seen, atoms: Atoms, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
+) -> AtomicModel:
+    """A first model, from the images whose poses are right for sure."""
+    good = (refined.weights > 0.5).nonzero()[:, 0]
+    stack, _, noise = seen.part(seen.fitted[good])
+    few = replace(settings.atoms, max_steps=min(settings.atoms.max_steps, 6))
+    return refine_atoms_against_images(
+        stack, noise, atoms, refined.poses[good], few, observers=observers, name="atoms/first"
+    )
+
+
+def improve(seen: Seen, rough: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
+    """All poses searched again with the atoms, atoms that are missing or false settled, everything refined together."""
+    stack, _, noise = seen.part(seen.fitted)
+    name = "atoms/poses"
+    found = once(name, lambda: search_poses(stack, noise, rough, settings.pose_search), observers)
+    model = refine_model(stack, noise, found, settings.atoms, observers=observers, name="atoms/together")
+    return once("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
+
+
+def score_left_out(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
+    """The model with the poses of the images that were left out, and their likelihood."""
+    stack, _, noise = seen.part(seen.left_out)
+    return once("atoms/left-out", lambda: search_poses(stack, noise, model, settings.pose_search), observers)
+
+
+@dataclass(frozen=True)
+class ModelState(State):
+    """A model that is there or not: a step that is all or nothing."""
+
+    model: AtomicModel | None
+
+
+def once(name: str, make: Callable[[], AtomicModel], observers: Sequence[Observer]) -> AtomicModel:
+    """A single long step, through the loop, so that it is kept when the run is resumed."""
+    state = run(name, ModelState(0, False, None), lambda _: ModelState(1, True, make()), observers)
+    if state.model is None:
+        raise RuntimeError(f"the step {name} ended without a result")
+    return state.model

@@ -1,0 +1,276 @@
+"""What a run found, and whether to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from common.atoms.geometry import nearest_neighbour_distances
+from common.atoms.model import AtomicModel
+from common.atoms.tracing import TraceResult
+from common.data import ImageStack, Poses, Volume
+from common.image_formation import contrast_transfer
+from common.masks import tight_mask
+from common.noise import NoiseModel, ParticleExtent
+from common.reconstruction import reconstruct
+from common.report import ImageExamples, ImageScores, Starts
+from common.resolution import FSC, fourier_shell_correlation
+from spr.consensus import Consensus
+from spr.refinement import RefinedMap
+
+_UNEXPLAINED = 0.25  # of the median gain in likelihood; below, no pose explains an image
+_HELD_OUT = 0.8  # least gain of left-out images relative to fitted ones
+_CLOSEST = 0.75  # two atoms closer than this times the median bond are one too many
+_FINEST = 0.9  # angstrom, of the maps that are written
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images as all stages see them.
+
+    stack : raw, atoms bright or as the optics make them. white : whitened. noise, extent : of these.
+    fitted, left_out : rows that are fitted, and rows that only score the result.
+    warnings : what was noticed.
+    """
+
+    stack: ImageStack
+    white: ImageStack
+    noise: NoiseModel
+    extent: ParticleExtent
+    fitted: Tensor
+    left_out: Tensor
+    warnings: tuple[str, ...]
+
+    def part(self, rows: Tensor) -> tuple[ImageStack, ImageStack, NoiseModel]:
+        """Raw images, whitened images and noise of some rows."""
+        return self.stack[rows], self.white[rows], self.noise[rows]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps on the images' grid. halves, fsc : from poses of halves that never met."""
+
+    volume: Volume
+    halves: tuple[Volume, Volume]
+    mask: Volume
+    fsc: FSC
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What every stage returned, as far as the run came."""
+
+    seen: Seen
+    starts: Consensus | None = None
+    refined: RefinedMap | None = None
+    traced: TraceResult | None = None
+    model: AtomicModel | None = None
+    left_out: AtomicModel | None = None
+    maps: Maps | None = None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The result of a run; anything that it did not come to is None or empty.
+
+    determined : whether the run stands by its atoms. verdict : the result in one sentence.
+    warnings : sentences; why, when the structure is not determined. metrics : name (with its unit) -> number.
+    volume, half1, half2, mask, fsc : maps and the agreement of independent halves.
+    atoms : arrays "peak_height", "b_factor" (angstrom^2), "position_sigma" (angstrom).
+    poses : of all images in the order of the input. image_columns : RELION column -> (n,) numbers.
+    model : everything that was refined.
+    starts, examples, scores : for the report.
+    """
+
+    determined: bool
+    verdict: str
+    warnings: tuple[str, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    volume: Volume | None = None
+    half1: Volume | None = None
+    half2: Volume | None = None
+    mask: Volume | None = None
+    fsc: FSC | None = None
+    atoms: Atoms | None = None
+    poses: Poses | None = None
+    image_columns: Mapping[str, Tensor] = field(default_factory=dict)
+    model: AtomicModel | None = None
+    starts: Starts | None = None
+    examples: ImageExamples | None = None
+    scores: ImageScores | None = None
+
+
+def conclude(stages: Stages) -> Reconstruction:
+    """Say what was found, how sure that is, and what speaks against it."""
+    warnings, metrics = list(stages.seen.warnings), {"images": float(len(stages.seen.stack))}
+    starts = stages.starts
+    determined = True
+    if starts is not None:
+        metrics |= {"starts": float(len(starts.starts)), "starts_that_agree": float(starts.agrees.sum())}
+        metrics["search_nats_per_image"] = starts.starts[starts.best].log_likelihood
+        if not starts.reached:
+            determined = False
+            warnings.append(
+                f"Not determined: of {len(starts.starts)} starts no other found the same structure as the likeliest one. "
+                "The images may be too noisy or too few, the pixel size or defocus wrong, or the particles not all alike."
+            )
+    if stages.model is not None and stages.left_out is not None and stages.traced is not None:
+        found, against = judge_model(stages.traced, stages.model, stages.left_out)
+        metrics |= found
+        warnings += against
+        determined = determined and not against
+    result = Reconstruction(determined, "", (), metrics, starts=starts_section(starts))
+    if stages.maps is not None:
+        maps = stages.maps
+        metrics["resolution_fsc_0.143_angstrom"] = maps.fsc.resolution() or float("nan")
+        result = replace(
+            result, volume=maps.volume, half1=maps.halves[0], half2=maps.halves[1], mask=maps.mask, fsc=maps.fsc
+        )
+    if stages.model is not None and stages.left_out is not None:
+        result = with_images(result, stages.seen, stages.model, stages.left_out)
+    return replace(result, verdict=verdict(stages, determined), warnings=tuple(warnings), metrics=metrics)
+
+
+def judge_model(
+    traced: TraceResult, model: AtomicModel, left_out: AtomicModel
+) -> tuple[dict[str, float], list[str]]:
+    """Numbers about the atoms, and sentences about what speaks against them."""
+    gain, held = model.log_likelihood, left_out.log_likelihood
+    unexplained = gain < _UNEXPLAINED * gain.median()
+    numbers = {
+        "atoms": float(len(model.positions)),
+        "nats_per_image": float(gain.mean()),
+        "held_out_nats_per_image": float(held.mean()),
+        "held_out_over_fitted": float(held.median() / gain.median()),
+        "correlation": float(model.correlation.mean()),
+        "held_out_correlation": float(left_out.correlation.mean()),
+        "images_unexplained": float(unexplained.sum()),
+        "focal_spread_angstrom": float(model.parameters.focal_spread),
+        "defocus_shift_angstrom": float(model.parameters.defocus_shift),
+    }
+    against = []
+    if model.position_sigma is not None and model.cramer_rao_pm is not None:
+        numbers["position_sigma_median_pm"] = 100 * float(model.position_sigma.median())
+        numbers["cramer_rao_bound_pm"] = model.cramer_rao_pm
+    if not traced.determined:
+        against.append(f"The number of atoms is not sure: {traced.reason}.")
+    if numbers["held_out_over_fitted"] < _HELD_OUT:
+        against.append(
+            f"Images left out gain {numbers['held_out_over_fitted']:.2f} of what fitted ones gain, expected at least "
+            f"{_HELD_OUT}: the model is fitted to noise."
+        )
+    if len(model.positions) > 2:
+        bonds = nearest_neighbour_distances(model.to_ase())
+        if float(bonds.min()) < _CLOSEST * float(sorted(bonds)[len(bonds) // 2]):
+            against.append(f"Two atoms are only {float(bonds.min()):.2f} A apart: one of them is likely false.")
+    if int(unexplained.sum()) > 0.2 * len(gain):
+        against.append(
+            f"{int(unexplained.sum())} of {len(gain)} images are explained by no pose: the particles may not be all alike."
+        )
+    return numbers, against
+
+
+def verdict(stages: Stages, determined: bool) -> str:
+    """The result in one sentence."""
+    starts, model = stages.starts, stages.model
+    agree = "" if starts is None else f"{int(starts.agrees.sum())} of {len(starts.starts)} starts agree; "
+    if model is None or (starts is None and not determined):
+        return f"Not determined: {agree}the images do not settle a structure."
+    count = len(model.positions)
+    precise = "" if model.cramer_rao_pm is None else f"positions to {model.cramer_rao_pm:.1f} pm at best (Cramér-Rao); "
+    doubt = "" if determined else "with doubts, see the warnings; "
+    return f"{count} atoms found; {agree}{precise}{doubt}the hand is not determined by projection images."
+
+
+def with_images(result: Reconstruction, seen: Seen, model: AtomicModel, left_out: AtomicModel) -> Reconstruction:
+    """Add atoms, and what belongs to the images, in the order of the input."""
+    n = len(seen.stack)
+
+    def placed(fitted: Tensor, others: Tensor) -> Tensor:
+        whole = fitted.new_zeros(n, *fitted.shape[1:])
+        return whole.index_copy(0, seen.fitted, fitted).index_copy(0, seen.left_out, others.to(fitted))
+
+    poses = Poses(
+        placed(model.poses.rotations, left_out.poses.rotations), placed(model.poses.shifts, left_out.poses.shifts)
+    )
+    gain = placed(model.log_likelihood, left_out.log_likelihood)
+    held = torch.zeros(n, dtype=torch.bool).index_fill(0, seen.left_out.cpu(), True)
+    columns = {"rlnLogLikeliContribution": gain}
+    if seen.stack.optics is not None:
+        offset = placed(model.defocus_offsets, left_out.defocus_offsets)
+        columns["rlnDefocusU"] = seen.stack.optics.defocus[:, 0] + offset
+        columns["rlnDefocusV"] = seen.stack.optics.defocus[:, 1] + offset
+    correlation = placed(model.correlation, left_out.correlation).cpu()
+    unexplained = (gain < _UNEXPLAINED * gain.median()).cpu()
+    return replace(
+        result,
+        atoms=model.to_ase(),
+        poses=poses,
+        image_columns=columns,
+        model=model,
+        scores=ImageScores(correlation, held_out=held, unexplained=unexplained),
+    )
+
+
+def starts_section(starts: Consensus | None) -> Starts | None:
+    if starts is None:
+        return None
+    return Starts(
+        torch.tensor([start.log_likelihood for start in starts.starts]),
+        agreement=starts.agreement,
+        agreement_name="atoms shared, up to rotation and hand",
+        agrees=starts.agrees,
+    )
+
+
+def map_transfer(seen: Seen, rows: Tensor, model: AtomicModel | None) -> Tensor:
+    """What the microscope and the whitening do to projections: (n, d, d // 2 + 1), with refined focus where known."""
+    stack, _, noise = seen.part(rows)
+    filter_ = noise.filter[None].float()
+    if stack.optics is None:
+        return filter_ / noise.scale[:, None, None]
+    optics = stack.optics
+    if model is not None:
+        focus = optics.defocus.clone()
+        focus[:, :2] += model.defocus_offsets[:, None].to(focus)
+        spread = torch.full_like(optics.focal_spread, float(model.parameters.focal_spread))
+        optics = replace(optics, defocus=focus, focal_spread=spread)
+    level = (noise.mean / noise.scale)[:, None, None]
+    return contrast_transfer(optics, stack.box_size, stack.pixel_size).float() * filter_ * level
+
+
+def final_maps(seen: Seen, refined: RefinedMap, model: AtomicModel, radius: float) -> Maps:
+    """The maps that are written, on the images' grid.
+
+    The map is from the final poses and so lies in the frame of the atoms. The half maps are from the poses of the map
+    refinement, in which the halves never met, so that their agreement is honest.
+    """
+    _, white, _ = seen.part(seen.fitted)
+    images = replace(white, images=white.images.float())
+    transfer = map_transfer(seen, seen.fitted, model)
+    shell = min((white.box_size - 1) // 2, int(white.box_size * white.pixel_size / _FINEST))
+    weights = refined.weights.float()
+    halves = []
+    for number in (0, 1):
+        rows = ((refined.half == number) & (weights > 0)).nonzero()[:, 0]
+        halves.append(
+            reconstruct(
+                images[rows],
+                refined.poses[rows],
+                ctf=transfer[rows],
+                weights=weights[rows],
+                n_corrections=0,
+                max_shell=shell,
+            )
+        )
+    final = Poses(model.poses.rotations.float(), model.poses.shifts.float())
+    whole = reconstruct(
+        images, final, ctf=transfer, weights=model.weights.float(), n_corrections=0, max_shell=shell
+    )
+    mask = tight_mask(whole.values)
+    fsc = fourier_shell_correlation(halves[0], halves[1], mask)
+    return Maps(whole, (halves[0], halves[1]), Volume(mask, whole.voxel_size), fsc)
