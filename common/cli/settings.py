@@ -102,7 +102,8 @@ def add_settings(parser: argparse.ArgumentParser, kind: type, *, section: str = 
 
 def _help(setting: Setting) -> str:
     default = setting.default
-    said = "" if default is MISSING else "default: from the data" if default is None else f"default: {_spell(default)}"
+    automatic = default is None or default == ()
+    said = "" if default is MISSING else "default: from the data" if automatic else f"default: {_spell(default)}"
     return f"{setting.help.rstrip('.')} ({said})".replace("%", "%%") if said else setting.help.replace("%", "%%")
 
 

@@ -18,6 +18,7 @@ from spr.cli.work import add_run_arguments, load_pipeline, run_work
 def add_arguments(parser: Parser, name: str) -> None:
     add_run_arguments(parser, load_pipeline().Settings, poses=name != "abinitio")
     if name == "refine-atoms":
+        parser.usage = "%(prog)s PARTICLES --atoms FILE [--out RUN] [--pixel-size A] [--config FILE] [settings]"
         parser.add_argument("--atoms", metavar="FILE", type=Path, required=True, help="the atoms, XYZ (angstrom)")
 
 

@@ -52,6 +52,7 @@ def add_run_arguments(parser: Parser, settings: type, *, poses: bool = False) ->
 
     settings : dataclass whose fields become options. poses : the particle file must hold poses.
     """
+    parser.usage = "%(prog)s PARTICLES [--out RUN] [--pixel-size A] [--config FILE] [settings]"
     held = "a .star or .cs file with poses" if poses else "a .star, .mrcs, .mrc, .cs or TIFF stack"
     parser.add_argument("particles", metavar="PARTICLES", type=Path, help=held)
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: PARTICLES_run beside it)")
