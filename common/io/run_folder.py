@@ -159,6 +159,7 @@ class RunFolder:
         *,
         metrics: Mapping[str, Any],
         warnings: Sequence[str] = (),
+        notes: Sequence[str] = (),
         determined: bool = True,
         timing: Mapping[str, float] | None = None,
     ) -> None:
@@ -166,6 +167,7 @@ class RunFolder:
 
         metrics : every number worth keeping, under its name (unit in the name).
         warnings : in words; why, when the structure was not determined.
+        notes : in words, what was assumed or odd in the input but does not speak against the result.
         determined : whether the run stands by its atoms.
         timing : CPU and wall seconds.
         """
@@ -175,6 +177,7 @@ class RunFolder:
             "status": FINISHED if determined else NOT_DETERMINED,
             "metrics": jsonable(metrics),
             "warnings": [*self.record["warnings"], *(w for w in warnings if w not in self.record["warnings"])],
+            "notes": list(notes),
             "outputs": [name for name in OUTPUTS if name == "run.json" or (self.path / name).exists()],
         }
         if timing is not None:

@@ -118,10 +118,16 @@ def write_outputs(
         poses = Poses(result.poses.rotations.cpu(), result.poses.shifts.cpu())
         columns = {name: values.cpu() for name, values in result.image_columns.items()}
         write_particles_star(folder.file("particles.star"), particles, poses, columns)
-    warnings = tuple(dict.fromkeys((*folder.record["warnings"], *particles.notes, *extra_warnings, *result.warnings)))
+    warnings = tuple(dict.fromkeys((*folder.record["warnings"], *extra_warnings, *result.warnings)))
     data = report_data(folder, particles, result, warnings=warnings, seconds=seconds)
     write_report(folder.file("report.html"), data)
-    folder.finish(metrics=result.metrics, warnings=warnings, determined=result.determined, timing=seconds)
+    folder.finish(
+        metrics=result.metrics,
+        warnings=warnings,
+        notes=particles.notes,
+        determined=result.determined,
+        timing=seconds,
+    )
 
 
 def write_fsc(path: Path, fsc: FSC) -> None:
@@ -155,6 +161,7 @@ def report_data(
         verdict=result.verdict,
         outcome="not determined" if not result.determined else "doubtful" if result.warnings else "determined",
         warnings=warnings,
+        notes=particles.notes,
         command=shlex.join(["spr", *sys.argv[1:]]),
         date=time.strftime("%Y-%m-%d"),
         inputs=Inputs(

@@ -147,6 +147,8 @@ def _summarise(folder: RunFolder) -> None:
         return
     for warning in folder.record["warnings"]:
         print(f"warning: {warning}")
+    for note in folder.record.get("notes", ()):
+        print(f"note: {note}")
     for name, value in folder.record["metrics"].items():
         if not isinstance(value, list | dict):
             print(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -20,6 +20,7 @@ from torch import Tensor
 from common.data import ImageStack, InputError, Poses, Volume
 from common.io import read_cif, read_particles, read_volume, read_xyz
 from common.iteration import Observer, State, run
+from common.report import ReportData
 from common.resolution import FSC
 from spr.cli import main
 
@@ -111,6 +112,17 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     return made
 
 
+@pytest.fixture
+def quick(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The pipeline with a report of bare words, since its charts take longer than all the rest."""
+
+    def write(path: Path, data: ReportData) -> None:
+        path.write_text(" ".join((data.verdict, *data.warnings)))
+
+    monkeypatch.setattr("spr.cli.outputs.write_report", write)
+    return pipeline
+
+
 def reconstruct(data: Path, out: Path, *more: str) -> int:
     return main(["reconstruct", str(data / "particles.star"), "--out", str(out), *more])
 
@@ -141,40 +153,40 @@ def test_a_run_writes_everything_it_promises(data: Path, tmp_path: Path, pipelin
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
-    data: Path, tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.stop_at = 3
+    quick.stop_at = 3
     assert reconstruct(data, tmp_path / "a") == 130
     assert f"To go on from here: spr reconstruct {data / 'particles.star'} --out" in capsys.readouterr().err
     assert record(tmp_path / "a")["status"] == "running"
     assert not (tmp_path / "a" / "volume.mrc").exists()
-    pipeline.stop_at = None
+    quick.stop_at = None
     assert reconstruct(data, tmp_path / "a") == 0
-    assert pipeline.steps == [0, 1, 2, 3, 4, 5]
+    assert quick.steps == [0, 1, 2, 3, 4, 5]
     assert reconstruct(data, tmp_path / "b") == 0
     for name in ("volume.mrc", "metrics.csv", "atoms.xyz", "particles.star"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_a_run_that_has_ended_is_not_computed_again(
-    data: Path, tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reconstruct(data, tmp_path / "a") == 0
     capsys.readouterr()
     assert reconstruct(data, tmp_path / "a") == 0
     assert "has ended (finished)" in capsys.readouterr().out
-    assert len(pipeline.steps) == 6
+    assert len(quick.steps) == 6
     (tmp_path / "a" / "atoms.xyz").unlink()
     assert reconstruct(data, tmp_path / "a") == 0
-    assert len(pipeline.steps) == 12
+    assert len(quick.steps) == 12
     assert reconstruct(data, tmp_path / "a", "--overwrite") == 0
-    assert len(pipeline.steps) == 18
+    assert len(quick.steps) == 18
 
 
 def test_an_undetermined_structure_says_so_everywhere(
-    data: Path, tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.determined = False
+    quick.determined = False
     assert reconstruct(data, tmp_path / "a") == 0
     found = record(tmp_path / "a")
     assert found["status"] == "not determined"
@@ -184,7 +196,7 @@ def test_an_undetermined_structure_says_so_everywhere(
 
 
 def test_a_folder_of_another_run_is_refused(
-    data: Path, tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reconstruct(data, tmp_path / "a") == 0
     capsys.readouterr()
@@ -195,7 +207,7 @@ def test_a_folder_of_another_run_is_refused(
 
 
 def test_a_run_cannot_write_over_its_input(
-    data: Path, tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (data / "particles.star").read_bytes()
     assert reconstruct(data, data) == 2
@@ -203,22 +215,22 @@ def test_a_run_cannot_write_over_its_input(
     assert (data / "particles.star").read_bytes() == before
 
 
-def test_the_run_of_an_earlier_run_json_is_repeated(data: Path, tmp_path: Path, pipeline: Pipeline) -> None:
+def test_the_run_of_an_earlier_run_json_is_repeated(data: Path, tmp_path: Path, quick: Pipeline) -> None:
     assert reconstruct(data, tmp_path / "a", "--seed", "5", "--pixel-size", "0.36") == 0
     assert reconstruct(data, tmp_path / "b", "--config", str(tmp_path / "a" / "run.json")) == 0
     assert record(tmp_path / "a")["settings"] == record(tmp_path / "b")["settings"]
 
 
 def test_input_that_fails_inside_the_pipeline_is_one_line(
-    data: Path, tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.stop_at, pipeline.error = 0, InputError
+    quick.stop_at, quick.error = 0, InputError
     assert reconstruct(data, tmp_path / "a") == 2
     assert capsys.readouterr().err.startswith("spr: ")
 
 
 def test_two_images_are_too_few_and_nothing_is_written(
-    tmp_path: Path, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = ["--n-images", "2", "--box-size", str(BOX), "--n-atoms", "13"]
     assert main(["simulate", "--out", str(tmp_path / "few"), *size]) == 0
