@@ -14,6 +14,8 @@ from common.iteration import Observer
 from spr.cli.outputs import Result
 from spr.cli.work import add_run_arguments, load_pipeline, run_work
 
+FUNCTIONS = {"abinitio": "find_volume", "refine": "refine_volume", "refine-atoms": "refine_atoms"}
+
 
 def add_arguments(parser: Parser, name: str) -> None:
     add_run_arguments(parser, load_pipeline().Settings, poses=name != "abinitio")
@@ -24,15 +26,17 @@ def add_arguments(parser: Parser, name: str) -> None:
 
 def run(arguments: argparse.Namespace, name: str) -> int:
     pipeline = load_pipeline()
+    if not hasattr(pipeline, FUNCTIONS[name]):
+        raise InputError(f"{name} is not there yet; spr reconstruct does all stages in a row")
     atoms = read_xyz(arguments.atoms) if name == "refine-atoms" else None
 
     def compute(particles: ParticleFile, settings: Any, observers: Sequence[Observer]) -> Result:
         stack = particles.stack
         if name == "abinitio":
-            return pipeline.abinitio(stack, settings, observers=observers)
+            return pipeline.find_volume(stack, settings, observers=observers)
         poses = _poses(particles)
         if atoms is None:
-            return pipeline.refine(stack, poses, settings, observers=observers)
+            return pipeline.refine_volume(stack, poses, settings, observers=observers)
         return pipeline.refine_atoms(stack, atoms, poses, settings, observers=observers)
 
     extra = [arguments.atoms] if atoms is not None else []

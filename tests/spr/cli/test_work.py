@@ -108,7 +108,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     made = Pipeline()
-    monkeypatch.setattr("spr.cli.reconstruct.load_pipeline", lambda: made)
+    monkeypatch.setattr("spr.cli.reconstruct.pipeline", made)
     return made
 
 
