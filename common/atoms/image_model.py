@@ -222,15 +222,29 @@ def expose(phase: Tensor, optics: Lens | None, band: Band) -> tuple[Tensor, Wave
     """Model coefficients (b, f) of the rendered atoms ``phase`` (b, d, d), and the wave for the derivatives."""
     if optics is None:
         return coefficients(phase, band), None
-    contrast = optics.amplitude_contrast
-    factor = torch.tensor(1j, dtype=torch.complex64, device=phase.device)
-    if contrast is not None:
-        factor = torch.complex(-contrast, torch.sqrt(1 - contrast**2))[:, None, None]
-    wave = torch.complex(torch.cos(phase), torch.sin(phase)) if contrast is None else exit_wave(phase, contrast)
+    wave, factor = _exit(phase, optics)
     spectrum = _crop(torch.fft.fft2(wave, norm="forward"), band.coarse) * optics.transfer
     image = torch.fft.ifft2(spectrum, norm="forward")
     model = coefficients(image.real**2 + image.imag**2, band)
     return model, Wave(wave, spectrum, image, optics, factor)
+
+
+def _exit(phase: Tensor, optics: Lens) -> tuple[Tensor, Tensor]:
+    """The exit wave, and the derivative of its log by the phase."""
+    contrast = optics.amplitude_contrast
+    if contrast is None:
+        imaginary = torch.tensor(1j, dtype=torch.complex64, device=phase.device)
+        return torch.complex(torch.cos(phase), torch.sin(phase)), imaginary
+    factor = torch.complex(-contrast, torch.sqrt(1 - contrast**2))[:, None, None]
+    return exit_wave(phase, contrast), factor
+
+
+def expose_through(phase: Tensor, lenses: list[Lens], band: Band) -> list[Tensor]:
+    """Model coefficients (b, f) of the same rendered atoms through each of several lenses (one row each)."""
+    wave, _ = _exit(phase, lenses[0])
+    spectrum = _crop(torch.fft.fft2(wave, norm="forward"), band.coarse)
+    images = (torch.fft.ifft2(spectrum * each.transfer, norm="forward") for each in lenses)
+    return [coefficients(image.real**2 + image.imag**2, band) for image in images]
 
 
 def _interference(wave: Wave, change: Tensor, band: Band) -> Tensor:

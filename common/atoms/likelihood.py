@@ -30,6 +30,7 @@ from common.atoms.image_model import (
 )
 from common.data import ImageStack, Optics
 from common.noise import NoiseModel, whiten
+from common.rotations import rotation_from_vector
 
 OWN = 7  # parameters of each image: rotation (3), shift (2), log gain, defocus
 
@@ -282,14 +283,6 @@ def normal_equations(exposure: Exposure, views: Views, data: Measurement, priors
     return Normal(half, matrix, slope, residual, columns)
 
 
-def rotation_exp(vectors: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3), radian."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(cross)
-
-
 # largest step of an image's own parameters: radian, angstrom, log, angstrom
 LARGEST_STEP = (0.08, 0.08, 0.08, 0.3, 0.3, 0.3, 30.0)
 
@@ -306,7 +299,7 @@ def own_step(normal: Normal, damping: Tensor) -> Tensor:
 
 def move(views: Views, step: Tensor) -> Views:
     return Views(
-        rotation_exp(step[:, :3]) @ views.rotations,
+        rotation_from_vector(step[:, :3]) @ views.rotations,
         views.shifts + step[:, 3:5],
         views.gains + step[:, 5],
         views.defocus + step[:, 6],

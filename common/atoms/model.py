@@ -24,6 +24,7 @@ class AtomicModel:
     parameters : everything refined, float64 (`common.atoms.likelihood.Parameters`).
     weights : (m,) in [0, 1], of each image; 0 for images that no pose explains.
     log_likelihood : (m,) nats that each image gained over no particle at all.
+    expected : (m,) nats that the model would gain on an image made by it with the usual contrast, half that image's power.
     correlation : (m,) of each whitened image with its model, within the band.
     covariance : (3 n, 3 n) of the positions, angstrom^2, rigid motions left out; None before `fisher`.
     position_sigma : (n,) angstrom, per axis (rms over the three); None before `fisher`.
@@ -34,6 +35,7 @@ class AtomicModel:
     parameters: Parameters
     weights: Tensor
     log_likelihood: Tensor
+    expected: Tensor
     correlation: Tensor
     covariance: Tensor | None = None
     position_sigma: Tensor | None = None
@@ -183,12 +185,13 @@ def evaluate(
     symbols: tuple[str, ...], parameters: Parameters, data: Measurement, weights: Tensor, batch_size: int
 ) -> AtomicModel:
     """The model with the likelihood and correlation of every image."""
-    gained, correlation = [], []
+    gained, expected, correlation = [], [], []
     for batch in batches(len(data), batch_size, data.level.device):
         part = data[batch]
         model = expose_views(parameters, views_of(parameters)[batch], part).model
         match = (model.conj() * part.spectra).real.double().sum(1)
         power = (model.real.double() ** 2 + model.imag.double() ** 2).sum(1)
         gained.append(match - power / 2)
+        expected.append(power / 2 * torch.exp(-2 * parameters.gains[batch]))
         correlation.append(match / torch.sqrt(power * part.power).clamp(min=1e-30))
-    return AtomicModel(symbols, parameters, weights, torch.cat(gained), torch.cat(correlation))
+    return AtomicModel(symbols, parameters, weights, torch.cat(gained), torch.cat(expected), torch.cat(correlation))
