@@ -194,7 +194,9 @@ def sample_rings(
     n_angles = 16 * math.ceil(2 * orders / 16)
     vectors = ring_vectors(frequencies, n_angles)
     disc = disc_mask(stack.box_size, grid.disc_radius, pixel).to(white.images)
-    rings = torch.cat([ring_transform(part * disc, vectors[:, : n_angles // 2], pixel) for part in white.images.split(128)])
+    rings = torch.cat(
+        [ring_transform(part * disc, vectors[:, : n_angles // 2], pixel) for part in white.images.split(128)]
+    )
     coefficients = 2 * math.pi * frequencies / window * (stack.box_size * pixel) ** 2 / n_angles
     return RingImages(
         torch.cat((rings, rings.conj()), -1),
@@ -211,7 +213,9 @@ def start(images: RingImages, grid: SearchGrid, settings: SearchSettings, *, see
     generator = step_generator(seed, 0)
     ball = soft_ball(grid.box_size, grid.radius / grid.voxel_size, edge=1.5).to(images.transfer)
     values = torch.randn(ball.shape, generator=generator).to(ball) * ball
-    views = views_of(values, random_frames(50, generator=generator).to(ball), grid.shells, images.rings.shape[-1], images.weights)
+    views = views_of(
+        values, random_frames(50, generator=generator).to(ball), grid.shells, images.rings.shape[-1], images.weights
+    )
     disc = (images.rings.abs().square().mean((0, 2)) - images.rings.abs().square().mean((0, 2)).min()).clamp(min=0)
     wanted = (disc * images.weights).sum() * images.rings.shape[-1]
     made = (views.power.mean(1) * images.transfer.square().mean((0, 2))).sum()
@@ -252,8 +256,15 @@ def step(
     temperature = temperature_for(scores.transpose(0, 1).reshape(len(subset[few]), -1), target)
     found = _expect_all(images, subset, trials, views, temperature)
     values = maximise(
-        found.sums, found.counts, views.points, images.weights, grid.shells, state.values,
-        support=grid.radius / grid.voxel_size, ridge=settings.ridge, symmetry=symmetry,
+        found.sums,
+        found.counts,
+        views.points,
+        images.weights,
+        grid.shells,
+        state.values,
+        support=grid.radius / grid.voxel_size,
+        ridge=settings.ridge,
+        symmetry=symmetry,
     )
     shifts = state.shifts.index_copy(0, subset, found.shifts)
     done = state.iteration + 1 == settings.iterations
@@ -298,7 +309,9 @@ class Assignment:
     log_likelihood: Tensor
 
 
-def assign(state: SearchState, images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int) -> Assignment:
+def assign(
+    state: SearchState, images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int
+) -> Assignment:
     """Find every image's best pose against the final map of a search, over all orientations and the shifts around it."""
     frames = random_frames(grid.directions, generator=step_generator(seed, 10**6)).to(state.values)
     views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)

@@ -55,7 +55,9 @@ def centre_particles(
     power = torch.fft.irfft2(spectra * band, s=(d, d)) ** 2
     background = float(power[:, r > min(edge + 1.0, float(r.max()) * 0.9)].mean())
     powers = torch.fft.rfft2(power / background)
-    independent = float((band**2).mean() ** 2 / (band**4).mean())  # fraction of pixels that are independent after the filter
+    independent = float(
+        (band**2).mean() ** 2 / (band**4).mean()
+    )  # fraction of pixels that are independent after the filter
     centres = white.new_zeros(n, 2)
 
     def radial(image: Tensor) -> Tensor:

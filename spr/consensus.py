@@ -32,7 +32,9 @@ class ConsensusSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.agreeing <= self.most:
-            raise InputError(f"{self.agreeing} of at most {self.most} starts must agree, expected 1 <= agreeing <= most")
+            raise InputError(
+                f"{self.agreeing} of at most {self.most} starts must agree, expected 1 <= agreeing <= most"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,9 @@ def agree(
         number = len(starts)
         name = f"search/start-{number + 1}"
         own_seed = seed * 1000 + number
-        state = search(
-            images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers
-        )
+        state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
         found = assign(state, images, grid, search_settings, seed=own_seed)
-        starts.append(
-            Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing))
-        )
+        starts.append(Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing)))
         for other in range(number):
             shared = shared_atoms(starts[other].atoms, starts[number].atoms)
             agreement[other, number] = agreement[number, other] = shared

@@ -100,7 +100,9 @@ def solve_map(
     right = ball * oversampled_adjoint(torch.complex(totals[0], totals[1]), d)
     kernel = convolution_kernel(totals[2], d)
     level = kernel[kernel > 0.1 * kernel.max()].mean() * ridge
-    return conjugate_gradients(lambda v: ball * convolve(ball * v, kernel) + level * v, right, ball * values, iterations)
+    return conjugate_gradients(
+        lambda v: ball * convolve(ball * v, kernel) + level * v, right, ball * values, iterations
+    )
 
 
 def rings_from_orders(orders: Tensor) -> Tensor:

@@ -89,7 +89,11 @@ def ring_transfer(optics: Optics | None, noise: NoiseModel, vectors: Tensor, sta
         return whitening / noise.scale[:, None, None]
     wavelength = electron_wavelength(optics.voltage_kv)
     chi = aberration_phase(
-        k_x, k_y, wavelength=wavelength, spherical_aberration=optics.spherical_aberration_mm * 1e7, defocus=optics.defocus
+        k_x,
+        k_y,
+        wavelength=wavelength,
+        spherical_aberration=optics.spherical_aberration_mm * 1e7,
+        defocus=optics.defocus,
     )
     envelope = temporal_envelope(k_x, k_y, wavelength=wavelength, focal_spread=optics.focal_spread)
     contrast = 2 * torch.sin(chi - torch.asin(optics.amplitude_contrast)[:, None, None]) * envelope

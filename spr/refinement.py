@@ -44,7 +44,9 @@ class RefineSettings:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.steps < 1:
-            raise InputError(f"the refinement has {self.rounds} rounds of {self.steps} steps, expected at least 1 of each")
+            raise InputError(
+                f"the refinement has {self.rounds} rounds of {self.steps} steps, expected at least 1 of each"
+            )
         if not self.finest > 0:
             raise InputError(f"the finest spacing is {self.finest}, expected a positive number of angstrom")
 
@@ -93,7 +95,9 @@ def shells_of_round(data: RefineData, settings: RefineSettings, iteration: int) 
     return int((data.shells <= limit + 0.5).sum())
 
 
-def step(state: RefineState, data: RefineData, settings: RefineSettings, *, symmetry: Tensor | None = None) -> RefineState:
+def step(
+    state: RefineState, data: RefineData, settings: RefineSettings, *, symmetry: Tensor | None = None
+) -> RefineState:
     """One round: each half's poses against its map at this resolution, then its map from these poses."""
     count = shells_of_round(data, settings, state.iteration)
     rotations, shifts, gain = refine_poses(state, data, settings, count)
@@ -120,15 +124,25 @@ def refine_poses(
 
     def of_shard(rows: Tensor) -> tuple[Tensor, ...]:
         rows = rows.to(state.shifts.device)
-        results = [state.rotations.new_zeros(len(rows), 3, 3), state.shifts.new_zeros(len(rows), 2), state.gain.new_zeros(len(rows))]
+        results = [
+            state.rotations.new_zeros(len(rows), 3, 3),
+            state.shifts.new_zeros(len(rows), 2),
+            state.gain.new_zeros(len(rows)),
+        ]
         for h in (0, 1):
             mine = (data.half[rows] == h).nonzero()[:, 0]
             for part in mine.split(32):
                 index = rows[part]
                 first = state.iteration == 0
                 found = fit_poses(
-                    transforms[h], data, index, state.rotations[index], state.shifts[index], count,
-                    steps=settings.steps + first, shifts_only=int(first),
+                    transforms[h],
+                    data,
+                    index,
+                    state.rotations[index],
+                    state.shifts[index],
+                    count,
+                    steps=settings.steps + first,
+                    shifts_only=int(first),
                 )
                 for whole, piece in zip(results, found, strict=True):
                     whole[part] = piece

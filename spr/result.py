@@ -16,7 +16,7 @@ from common.data import ImageStack, Poses, Volume
 from common.image_formation import contrast_transfer
 from common.masks import tight_mask
 from common.noise import NoiseModel, ParticleExtent
-from common.reconstruction import reconstruct
+from common.reconstruction import accumulate, shell_density, solve_wiener
 from common.report import ImageExamples, ImageScores, Starts
 from common.resolution import FSC, fourier_shell_correlation
 from spr.consensus import Consensus
@@ -26,6 +26,7 @@ _UNEXPLAINED = 0.25  # of the median gain in likelihood; below, no pose explains
 _HELD_OUT = 0.8  # least gain of left-out images relative to fitted ones
 _CLOSEST = 0.75  # two atoms closer than this times the median bond are one too many
 _FINEST = 0.9  # angstrom, of the maps that are written
+_PRIOR = 0.02  # of the map, relative to the largest data weight of a shell
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def conclude(stages: Stages) -> Reconstruction:
     result = Reconstruction(determined, "", (), metrics, starts=starts_section(starts))
     if stages.maps is not None:
         maps = stages.maps
-        metrics["resolution_fsc_0.143_angstrom"] = maps.fsc.resolution() or float("nan")
+        metrics["resolution_fsc_0.143_angstrom"] = resolution(maps)
         result = replace(
             result, volume=maps.volume, half1=maps.halves[0], half2=maps.halves[1], mask=maps.mask, fsc=maps.fsc
         )
@@ -135,9 +136,19 @@ def conclude(stages: Stages) -> Reconstruction:
     return replace(result, verdict=verdict(stages, determined), warnings=tuple(warnings), metrics=metrics)
 
 
-def judge_model(
-    traced: TraceResult, model: AtomicModel, left_out: AtomicModel
-) -> tuple[dict[str, float], list[str]]:
+def resolution(maps: Maps) -> float:
+    """Where the half maps stop to agree, angstrom: the first fall below 0.143 past the strongest shells.
+
+    Shells that the microscope does not transfer, at low frequencies in phase contrast, hold nothing that could agree.
+    """
+    frequencies, correlation = maps.fsc.frequencies, maps.fsc.correlation
+    below = (correlation < 0.143) & (frequencies > 0.3) & (frequencies <= 1 / _FINEST)
+    if not bool((correlation[frequencies > 0.3] >= 0.143).any()):
+        return float("nan")
+    return 1 / float(frequencies[below][0]) if bool(below.any()) else _FINEST
+
+
+def judge_model(traced: TraceResult, model: AtomicModel, left_out: AtomicModel) -> tuple[dict[str, float], list[str]]:
     """Numbers about the atoms, and sentences about what speaks against them."""
     gain, held = model.log_likelihood, left_out.log_likelihood
     unexplained = gain < _UNEXPLAINED * gain.median()
@@ -250,27 +261,28 @@ def final_maps(seen: Seen, refined: RefinedMap, model: AtomicModel, radius: floa
     refinement, in which the halves never met, so that their agreement is honest.
     """
     _, white, _ = seen.part(seen.fitted)
-    images = replace(white, images=white.images.float())
     transfer = map_transfer(seen, seen.fitted, model)
-    shell = min((white.box_size - 1) // 2, int(white.box_size * white.pixel_size / _FINEST))
     weights = refined.weights.float()
     halves = []
     for number in (0, 1):
         rows = ((refined.half == number) & (weights > 0)).nonzero()[:, 0]
-        halves.append(
-            reconstruct(
-                images[rows],
-                refined.poses[rows],
-                ctf=transfer[rows],
-                weights=weights[rows],
-                n_corrections=0,
-                max_shell=shell,
-            )
-        )
+        halves.append(weighted_map(white[rows], refined.poses[rows], transfer[rows], weights[rows]))
     final = Poses(model.poses.rotations.float(), model.poses.shifts.float())
-    whole = reconstruct(
-        images, final, ctf=transfer, weights=model.weights.float(), n_corrections=0, max_shell=shell
-    )
+    whole = weighted_map(white, final, transfer, model.weights.float())
     mask = tight_mask(whole.values)
     fsc = fourier_shell_correlation(halves[0], halves[1], mask)
     return Maps(whole, (halves[0], halves[1]), Volume(mask, whole.voxel_size), fsc)
+
+
+def weighted_map(white: ImageStack, poses: Poses, transfer: Tensor, weights: Tensor) -> Volume:
+    """The Wiener-filtered map of whitened images.
+
+    The prior is the same in all shells, a fraction of the strongest data weight: where the microscope transfers nothing, as
+    at low frequencies in phase contrast, the map is empty instead of full of noise.
+    """
+    shell = min((white.box_size - 1) // 2, int(white.box_size * white.pixel_size / _FINEST))
+    images, shifts = white.images.float(), poses.shifts / white.pixel_size
+    numerator, density = accumulate(images, poses.rotations, shifts, ctf=transfer, weights=weights, max_shell=shell)
+    level = shell_density(density)
+    prior = torch.full_like(level, _PRIOR * float(level.max()))
+    return Volume(solve_wiener(numerator, density, white.box_size, prior) / white.pixel_size, white.pixel_size)
