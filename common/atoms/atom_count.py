@@ -11,24 +11,12 @@ import torch
 from torch import Tensor
 
 from common.atoms.image_model import cotangent
-from common.atoms.information import layout_of, unexplained
-from common.atoms.likelihood import (
-    Measurement,
-    Parameters,
-    expose_views,
-    normal_equations,
-    own_step,
-    views_of,
-)
+from common.atoms.information import unexplained
+from common.atoms.likelihood import Measurement, Parameters, expose_views, views_of
 from common.atoms.model import AtomicModel
-from common.atoms.refinement import (
-    RefinementSettings,
-    prepare,
-    priors_of,
-    refine_model,
-    sampled_curvature,
-    shared_precision,
-)
+from common.atoms.pose_fit import normal_equations, own_step
+from common.atoms.refinement import prepare, refine_model, sampled_curvature
+from common.atoms.shared import RefinementSettings, layout_of, priors_of, shared_precision
 from common.data import ImageStack
 from common.iteration import Observer
 from common.noise import NoiseModel
@@ -41,7 +29,8 @@ class AtomCountSettings:
 
     smallest_height : share of the median height below which an atom is false.
     closest : share of the median distance of nearest neighbours below which two atoms are one.
-    nats_per_parameter : log-likelihood that each of an atom's four parameters must be worth, times the log of the number of
+    nats_per_parameter : log-likelihood that each of an atom's four parameters must be worth, times the log of the
+        number of
         images: one half is the Bayesian information criterion.
     spacing : angstrom, of the grid on which missing atoms are looked for.
     reach : angstrom, how far outside of the outermost atom they are looked for.
@@ -75,7 +64,8 @@ def add_and_remove_atoms(
     observers: Sequence[Observer] = (),
     name: str = "atom-count",
 ) -> AtomCount:
-    """Remove atoms that the images do not ask for and add those that they miss, refining in between, until none changes.
+    """Remove atoms that the images do not ask for and add those that they miss, refining in between, until none
+    changes.
 
     Parameters
     ----------
@@ -84,12 +74,14 @@ def add_and_remove_atoms(
 
     Returns
     -------
-    The refined model and how many atoms were removed and added on the way. Every change is judged again in the next round,
+    The refined model and how many atoms were removed and added on the way. Every change is judged again in the next
+    round,
     after refinement; sigmas are dropped.
 
     Notes
     -----
-    An atom's worth is ``height^2 / (2 var)`` nats (Wald), its variance from the information of all atoms together. A missing
+    An atom's worth is ``height^2 / (2 var)`` nats (Wald), its variance from the information of all atoms together. A
+    missing
     atom shows as a peak of the gradient of the log-likelihood with respect to an added atom's height (score test).
     """
     settings, refinement = settings or AtomCountSettings(), refinement or RefinementSettings()
@@ -130,7 +122,7 @@ def nearest_distance(positions: Tensor) -> float:
 
 
 def atom_worth(model: AtomicModel, curved: Tensor) -> Tensor:
-    """(n,) nats that the likelihood would lose without each atom; ``curved`` (p, p) the curvature of the shared vector."""
+    """(n,) nats that the likelihood would lose without each atom; ``curved`` (p, p) the shared curvature."""
     n = len(model.heights)
     damped = curved + torch.diag(torch.diagonal(curved) * 1e-6 + 1e-12)
     variance = torch.diagonal(torch.linalg.inv(damped))[3 * n : 4 * n]
@@ -151,7 +143,7 @@ def real_atoms(model: AtomicModel, curved: Tensor, settings: AtomCountSettings) 
 
 
 def score_map(model: AtomicModel, data: Measurement, points: Tensor, settings: RefinementSettings) -> Tensor:
-    """Gradient (k,) of the log-likelihood by the height of an atom added at each of ``points`` (k, 3), poses eliminated."""
+    """Gradient (k,) of the log-likelihood by the height of an atom added at each of ``points`` (k, 3)."""
     parameters, band = model.parameters, data.band
     views, priors = views_of(parameters), priors_of(settings)
     blur = shape_transform(parameters, data)

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from common.atoms.information import curvature, layout_of, rigid_motions, slope_of
+from common.atoms.information import curvature, slope_of
 from common.atoms.model import AtomicModel
-from common.atoms.refinement import RefinementSettings, prepare, priors_of, shared_precision
+from common.atoms.refinement import prepare
+from common.atoms.shared import RefinementSettings, layout_of, priors_of, rigid_motions, shared_precision
 from common.data import ImageStack
 from common.iteration import step_generator
 from common.noise import NoiseModel
@@ -29,7 +30,8 @@ def fisher(
     Parameters
     ----------
     stack, noise, model : as they were refined.
-    n_images : images from whose derivatives the information is summed, chosen at random and scaled up. With 250 the sigmas
+    n_images : images from whose derivatives the information is summed, chosen at random and scaled up. With 250 the
+        sigmas
         are within about 2 % of those from all images.
 
     Returns
@@ -41,7 +43,8 @@ def fisher(
     The information of atoms and shared parameters is taken after eliminating each image's own pose, gain and defocus
     (Schur complement) [1]_. Rigid motions, which images cannot see, are projected out. The bound is from the inverse
     information ``H^-1``; the sigmas are from the sandwich ``H^-1 (sum g g') H^-1`` with the measured gradient g of
-    each image [2]_, which stays honest where the noise is not as white, or the model not as right, as the likelihood says.
+    each image [2]_, which stays honest where the noise is not as white, or the model not as right, as the likelihood
+    says.
 
     References
     ----------

@@ -6,7 +6,8 @@ are Gaussians rendered as ``V = By^T diag(w) Bx``; then
 - projection: ``image = V``;
 - phase object: ``image = |F^-1[T F[exp(i V)]]|^2 - 1`` with ``T`` the transfer of the wave.
 
-`tangent` carries a change of V forwards to the coefficients, `cotangent` carries a change of the log-likelihood with the
+`tangent` carries a change of V forwards to the coefficients, `cotangent` carries a change of the log-likelihood with
+the
 coefficients backwards to V; each is the other's adjoint.
 """
 
@@ -67,7 +68,8 @@ def fourier_band(
     ----------
     box, pixel_size : pixels; angstrom.
     limit : 1/angstrom; cut at Nyquist (exclusive).
-    whitening, frequencies : (r,) factor that gives white noise of variance 1 per pixel, at these frequencies (ascending).
+    whitening, frequencies : (r,) factor that gives white noise of variance 1 per pixel, at these frequencies
+        (ascending).
     margin : side of the image's grid in units of the band's radius; 3 is free of aliasing for the intensity of a wave
         that is itself limited to the band.
     """
@@ -113,7 +115,7 @@ class Profiles:
 
 
 def profiles(centres: Tensor, variance: Tensor, coordinates: Tensor) -> Profiles:
-    """Gaussians of unit integral at ``centres`` (b, k, 2), angstrom, with ``variance`` (k,), on ``coordinates`` (d,)."""
+    """Gaussians of integral 1 at ``centres`` (b, k, 2), angstrom, with ``variance`` (k,), at ``coordinates`` (d,)."""
     offset = coordinates - centres[..., None]  # (b, k, 2, d)
     scaled = offset / variance[:, None, None]
     height = torch.rsqrt(2 * math.pi * variance)
@@ -171,13 +173,17 @@ def lens(optics: Optics, band: Band) -> Lens:
 
 @dataclass(frozen=True)
 class Wave:
-    """What the derivatives of a phase object need: exit wave (b, d, d), its transform after the lens and the image wave (b, m, m)."""
+    """What the derivatives of a phase object need.
+
+    exit : (b, d, d) exit wave. spectrum : (b, m, m) its transform after the lens. image : (b, m, m) wave in the image.
+    factor : (b, 1, 1) or () derivative of the log of the exit wave by the phase.
+    """
 
     exit: Tensor
     spectrum: Tensor
     image: Tensor
     lens: Lens
-    factor: Tensor  # (b, 1, 1) or scalar: d log(exit wave) / dV
+    factor: Tensor
 
 
 def _crop(spectrum: Tensor, m: int) -> Tensor:
@@ -248,7 +254,7 @@ def expose_through(phase: Tensor, lenses: list[Lens], band: Band) -> list[Tensor
 
 
 def _interference(wave: Wave, change: Tensor, band: Band) -> Tensor:
-    """Coefficients (b, c, f) of ``2 Re(conj(psi) dpsi)`` for changes (b, c, m, m) of the transferred wave's transform."""
+    """Coefficients (b, c, f) of ``2 Re(conj(psi) dpsi)`` for changes (b, c, m, m) of the transform of psi."""
     moved = torch.fft.ifft2(change, norm="forward")
     psi = wave.image[:, None]
     return coefficients(2 * (psi.real * moved.real + psi.imag * moved.imag), band)

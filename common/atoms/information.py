@@ -1,90 +1,24 @@
-"""Gradient and curvature of the log-likelihood for what all images share: the atoms, their shape, the focus.
+"""Gradient and curvature of the log-likelihood for what all images share.
 
-Both are taken after every image's own pose, gain and defocus have been eliminated, so they are those of the profile
-likelihood to first order.
-
-The shared vector, in this order: positions (3 n), heights (n), B factors (n, if refined), logs of the widths (c), logits of
-the fractions after the first (c - 1), log of the focal spread, defocus shift, contrast.
+Both are taken after every image's own pose, gain and defocus have been eliminated (Schur complement), so they are those
+of the profile likelihood to first order: the atoms only see the residual that no change of an image's own parameters
+can
+explain.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.atoms.image_model import cotangent, tangent
-from common.atoms.likelihood import (
-    OWN,
-    Exposure,
-    Measurement,
-    Normal,
-    Parameters,
-    Priors,
-    batches,
-    expose_views,
-    normal_equations,
-    own_step,
-    real_form,
-    views_of,
-)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which shared parameters there are: atoms n, Gaussians c of their shape, whether B factors are refined."""
-
-    atoms: int
-    components: int
-    b_factors: bool
-
-    @property
-    def per_atom(self) -> int:
-        return 5 if self.b_factors else 4
-
-    @property
-    def size(self) -> int:
-        return self.per_atom * self.atoms + 2 * self.components - 1 + 3
-
-    def heights(self) -> slice:
-        return slice(3 * self.atoms, 4 * self.atoms)
-
-
-def layout_of(parameters: Parameters, b_factors: bool) -> Layout:
-    return Layout(len(parameters.heights), len(parameters.widths), b_factors)
-
-
-def rigid_motions(positions: Tensor) -> Tensor:
-    """Orthonormal basis (3 n, 6) of the translations and small rotations of all atoms together, which no image sees."""
-    n = len(positions)
-    axes = torch.eye(3, dtype=positions.dtype, device=positions.device)
-    centred = positions - positions.mean(0)
-    turns = [torch.linalg.cross(axis.expand(n, 3), centred).flatten() for axis in axes]
-    basis = torch.stack([axis.repeat(n) for axis in axes] + turns, 1)
-    left, sizes, _ = torch.linalg.svd(basis, full_matrices=False)
-    return left[:, sizes > 1e-9 * sizes[0]]
-
-
-def apply_step(parameters: Parameters, step: Tensor, layout: Layout) -> Parameters:
-    """Shared parameters moved by ``step`` (p,)."""
-    n, c = layout.atoms, layout.components
-    sizes = [3 * n, n, n if layout.b_factors else 0, c, c - 1, 1, 1, 1]
-    place, height, b_factor, width, fraction, spread, defocus, contrast = torch.split(step, sizes)
-    logits = torch.log(parameters.fractions)
-    logits = logits - logits[0] + torch.cat((step.new_zeros(1), fraction))
-    return replace(
-        parameters,
-        positions=parameters.positions + place.reshape(n, 3),
-        heights=parameters.heights + height,
-        b_factors=parameters.b_factors + b_factor if layout.b_factors else parameters.b_factors,
-        widths=parameters.widths * torch.exp(width),
-        fractions=torch.softmax(logits, 0),
-        focal_spread=parameters.focal_spread * torch.exp(spread[0]),
-        defocus_shift=parameters.defocus_shift + defocus[0],
-        contrast=parameters.contrast + contrast[0],
-    )
+from common.atoms.likelihood import Exposure, Measurement, Parameters, expose_views, real_form, views_of
+from common.atoms.pose_fit import OWN, Normal, Priors, normal_equations, own_step
+from common.atoms.shared import Layout
+from common.parallel import map_over_shards, sum_over_shards
 
 
 def unexplained(normal: Normal, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,21 +92,25 @@ def shared_columns(
 def curvature(
     parameters: Parameters, data: Measurement, rows: Tensor, weights: Tensor, *, priors: Priors, layout: Layout
 ) -> Tensor:
-    """Gauss-Newton curvature (p, p), float64, summed over the images ``rows`` with ``weights`` (m,), poses eliminated."""
-    total = torch.zeros(layout.size, layout.size, dtype=torch.float64, device=rows.device)
+    """Gauss-Newton curvature (p, p), float64, over the images ``rows`` with ``weights`` (m,), poses eliminated."""
     views = views_of(parameters)
-    for row in rows.split(1):
-        part, view = data[row], views[row]
-        exposure = expose_views(parameters, view, part)
-        normal = normal_equations(exposure, view, part, priors)
-        columns = real_form(shared_columns(exposure, normal, parameters, part, layout))
-        own = real_form(normal.columns[0, :OWN])
-        cross = (columns @ own.T).double()
-        diagonal = torch.diagonal(normal.matrix[0])
-        floor = torch.diag(diagonal.amax() * 1e-12 * torch.ones_like(diagonal))
-        inner = torch.linalg.solve(normal.matrix[0] + floor, cross.T)
-        total += weights[row] * ((columns @ columns.T).double() - cross @ inner)
-    return total
+
+    def partial(shard: Tensor) -> tuple[Tensor, ...]:
+        total = torch.zeros(layout.size, layout.size, dtype=torch.float64, device=rows.device)
+        for row in rows[shard.to(rows.device)].split(1):
+            part, view = data[row], views[row]
+            exposure = expose_views(parameters, view, part)
+            normal = normal_equations(exposure, view, part, priors)
+            columns = real_form(shared_columns(exposure, normal, parameters, part, layout))
+            own = real_form(normal.columns[0, :OWN])
+            cross = (columns @ own.T).double()
+            diagonal = torch.diagonal(normal.matrix[0])
+            floor = torch.diag(diagonal.amax() * 1e-12 * torch.ones_like(diagonal))
+            inner = torch.linalg.solve(normal.matrix[0] + floor, cross.T)
+            total += weights[row] * ((columns @ columns.T).double() - cross @ inner)
+        return (total,)
+
+    return sum_over_shards(partial, len(rows))[0]
 
 
 @dataclass(frozen=True)
@@ -192,16 +130,18 @@ class Slope:
 def slope_of(
     parameters: Parameters, data: Measurement, *, priors: Priors, layout: Layout, damping: float, batch_size: int
 ) -> Slope:
-    gradients, profiles_, objectives, steps = [], [], [], []
     views = views_of(parameters)
-    for batch in batches(len(data), batch_size, data.level.device):
-        part, view = data[batch], views[batch]
-        exposure = expose_views(parameters, view, part)
-        normal = normal_equations(exposure, view, part, priors)
-        step = own_step(normal, torch.full_like(normal.objective, damping))
-        rest, profile = unexplained(normal, step)
-        gradients.append(shared_gradient(exposure, normal, rest, parameters, part, layout))
-        profiles_.append(profile)
-        objectives.append(normal.objective)
-        steps.append(step)
-    return Slope(torch.cat(gradients), torch.cat(profiles_), torch.cat(objectives), torch.cat(steps))
+
+    def partial(shard: Tensor) -> tuple[Tensor, ...]:
+        found = []
+        for batch in shard.to(data.level.device).split(batch_size):
+            part, view = data[batch], views[batch]
+            exposure = expose_views(parameters, view, part)
+            normal = normal_equations(exposure, view, part, priors)
+            step = own_step(normal, torch.full_like(normal.objective, damping))
+            rest, profile = unexplained(normal, step)
+            gradient = shared_gradient(exposure, normal, rest, parameters, part, layout)
+            found.append((gradient, profile, normal.objective, step))
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
+
+    return Slope(*map_over_shards(partial, len(data)))

@@ -24,7 +24,8 @@ class AtomicModel:
     parameters : everything refined, float64 (`common.atoms.likelihood.Parameters`).
     weights : (m,) in [0, 1], of each image; 0 for images that no pose explains.
     log_likelihood : (m,) nats that each image gained over no particle at all.
-    expected : (m,) nats that the model would gain on an image made by it with the usual contrast, half that image's power.
+    expected : (m,) nats that the model would gain on an image made by it with the usual contrast, half that image's
+        power.
     correlation : (m,) of each whitened image with its model, within the band.
     covariance : (3 n, 3 n) of the positions, angstrom^2, rigid motions left out; None before `fisher`.
     position_sigma : (n,) angstrom, per axis (rms over the three); None before `fisher`.

@@ -1,6 +1,7 @@
 """Every image's pose searched afresh over all orientations and shifts, with atoms as the reference.
 
-Three passes, each over fewer candidates with finer detail: the likelihood on a grid of orientations times shifts; the best
+Three passes, each over fewer candidates with finer detail: the likelihood on a grid of orientations times shifts; the
+best
 few of each image refined at low resolution; the best of these at full resolution.
 """
 
@@ -13,19 +14,9 @@ import torch
 from torch import Tensor
 
 from common.atoms.image_model import coefficients, expose_through, profiles, render
-from common.atoms.likelihood import (
-    Measurement,
-    Parameters,
-    Priors,
-    Views,
-    batches,
-    fit_views,
-    gaussians,
-    lens_of,
-    measure,
-    views_of,
-)
+from common.atoms.likelihood import Measurement, Parameters, Views, batches, gaussians, lens_of, measure, views_of
 from common.atoms.model import AtomicModel, evaluate
+from common.atoms.pose_fit import Priors, fit_views
 from common.data import ImageStack, Poses
 from common.noise import NoiseModel
 from common.parallel import map_over_shards
@@ -76,7 +67,8 @@ def search_poses(
     ----------
     stack, noise : m raw images; they need not be those of the model.
     model : atoms and imaging conditions, held fixed.
-    poses : (m,) where each image was thought to be: centres of the shift search, and candidates beside those found. None:
+    poses : (m,) where each image was thought to be: centres of the shift search, and candidates beside those found.
+        None:
         those of the model if it has as many images, and the centre of the box otherwise.
 
     Returns
@@ -85,7 +77,8 @@ def search_poses(
 
     Notes
     -----
-    Cost: orientations (about ``8 pi^2 (radius / resolution)^3``, times 8) times shifts times images, in matrix products.
+    Cost: orientations (about ``8 pi^2 (radius / resolution)^3``, times 8) times shifts times images, in matrix
+    products.
     """
     settings, priors = settings or PoseSearchSettings(), priors or Priors()
     m = len(stack)
@@ -105,9 +98,9 @@ def search_poses(
     if given:
         found = Views(*(torch.cat((a, b)) for a, b in zip(_fields(found), _fields(start), strict=True)))
         rows = torch.cat((rows, torch.arange(m, device=rows.device)))
-    found, scores = _fit(atoms, found, coarse, rows, priors, 3, settings.batch_size)
+    found, scores = fit_views(atoms, found, coarse, rows, priors=priors, iterations=3, batch_size=settings.batch_size)
     found, rows = best_of(found, rows, scores, m, settings.finalists)
-    found, scores = _fit(atoms, found, full, rows, priors, 3, settings.batch_size)
+    found, scores = fit_views(atoms, found, full, rows, priors=priors, iterations=3, batch_size=settings.batch_size)
     found, rows = best_of(found, rows, scores, m, 1)
     moved = found.shifts - (found.rotations @ centre)[:, :2]
     parameters = replace(
@@ -194,7 +187,8 @@ def reference_images(atoms: Parameters, groups: list[Measurement], grid: Tensor,
     lenses = []
     for group in groups:
         if group.optics is not None:
-            mean = replace(group.optics[:1], defocus=group.optics.defocus.mean(0, keepdim=True))
+            first = torch.zeros(1, dtype=torch.long, device=grid.device)
+            mean = replace(group.optics[first], defocus=group.optics.defocus.mean(0, keepdim=True))
             lens = lens_of(mean, atoms, still, band)
             lenses += [] if lens is None else [lens]
     positions, components = atoms.positions.to(dtype), len(atoms.widths)
@@ -243,20 +237,6 @@ def distinct(scores: Tensor, grid: Tensor, k: int, separation: float) -> Tensor:
         near = flat[top] @ flat.T >= cosine
         left = left.masked_fill(near, -torch.inf)
     return torch.stack(chosen, 1)
-
-
-def _fit(
-    atoms: Parameters, views: Views, data: Measurement, rows: Tensor, priors: Priors, iterations: int, batch_size: int
-) -> tuple[Views, Tensor]:
-    def fit(part: Tensor) -> tuple[Tensor, ...]:
-        part = part.to(rows.device)
-        found, scores = fit_views(
-            atoms, views[part], data, rows[part], priors=priors, iterations=iterations, batch_size=batch_size
-        )
-        return (*_fields(found), scores)
-
-    *found, scores = map_over_shards(fit, len(views))
-    return Views(*found), scores
 
 
 def best_of(views: Views, rows: Tensor, scores: Tensor, m: int, k: int) -> tuple[Views, Tensor]:

@@ -14,61 +14,24 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from common.atoms.information import Layout, apply_step, curvature, layout_of, rigid_motions, slope_of
-from common.atoms.likelihood import Measurement, Parameters, Priors, Views, fit_views, measure, move, views_of
+from common.atoms.information import curvature, slope_of
+from common.atoms.likelihood import Measurement, Parameters, Views, measure, views_of
 from common.atoms.model import AtomicModel, evaluate, first_parameters, scale_heights
+from common.atoms.pose_fit import fit_views, move
+from common.atoms.shared import (
+    Layout,
+    RefinementSettings,
+    apply_step,
+    layout_of,
+    priors_of,
+    rigid_motions,
+    shared_offset,
+    shared_precision,
+    step_between,
+)
 from common.data import ImageStack, Poses
 from common.iteration import Observer, State, run, step_generator
 from common.noise import NoiseModel
-
-
-@dataclass(frozen=True)
-class RefinementSettings:
-    """How atoms are refined against images.
-
-    resolution : angstrom, finest detail that is compared; cut at Nyquist.
-    coarse_resolution : angstrom, for the first fit of the poses.
-    margin : angstrom of the image kept around the particle, for the tails of the point spread.
-    widths : angstrom, starting standard deviations of the Gaussians of the atoms' shape; empty: those of the element (two)
-        for phase objects, one of 0.4 for projections.
-    fractions : starting shares of these, sum 1.
-    width_sigma : relative, how well the widths are known for phase objects.
-    focal_spread : angstrom, rms, starting value where the file gives none.
-    focal_spread_sigma : relative, how well that is known.
-    defocus_shift_sigma : angstrom, how far the file's defocus may be off for all images alike.
-    defocus_sigma : angstrom, how far it may be off from image to image.
-    gain_sigma : relative, how much the contrast may vary from image to image.
-    contrast_sigma : relative, how well the vacuum level is known.
-    refine_b_factors : each atom has its own B factor.
-    b_factor_sigma : angstrom^2, how much these may vary.
-    curvature_images : images from which the curvature is taken.
-    pose_steps : iterations of the pose fit before atoms move.
-    max_steps : most joint iterations.
-    tolerance : the refinement ends when the atoms' next step is smaller than this share of their sigmas (rms).
-    seed : of the choice of images for the curvature.
-    batch_size : images at a time.
-    """
-
-    resolution: float = 0.85
-    coarse_resolution: float = 2.0
-    margin: float = 3.5
-    widths: tuple[float, ...] = ()
-    fractions: tuple[float, ...] = ()
-    width_sigma: float = 0.3
-    focal_spread: float = 40.0
-    focal_spread_sigma: float = 0.5
-    defocus_shift_sigma: float = 50.0
-    defocus_sigma: float = 10.0
-    gain_sigma: float = 0.05
-    contrast_sigma: float = 0.02
-    refine_b_factors: bool = False
-    b_factor_sigma: float = 1.0
-    curvature_images: int = 100
-    pose_steps: int = 3
-    max_steps: int = 30
-    tolerance: float = 0.05
-    seed: int = 0
-    batch_size: int = 16
 
 
 @dataclass(frozen=True)
@@ -162,43 +125,8 @@ def _refine(
     return evaluate(symbols, state.accepted, data[1], state.weights, settings.batch_size)
 
 
-def priors_of(settings: RefinementSettings) -> Priors:
-    return Priors(settings.gain_sigma, settings.defocus_sigma)
-
-
-def shared_precision(parameters: Parameters, settings: RefinementSettings, layout: Layout, data: Measurement) -> Tensor:
-    """Diagonal (p,) of the prior's precision on the shared parameters."""
-    phase_object = data.optics is not None
-    n, c = layout.atoms, layout.components
-    precision = parameters.positions.new_zeros(layout.size)
-    if layout.b_factors:
-        precision[4 * n : 5 * n] = settings.b_factor_sigma**-2
-    start = layout.per_atom * n
-    precision[start : start + c] = settings.width_sigma**-2 if phase_object else 1.0
-    precision[start + c : start + 2 * c - 1] = 1.0
-    contrast = settings.contrast_sigma if data.vacuum_known else 3.0
-    known = (settings.focal_spread_sigma, settings.defocus_shift_sigma, contrast)
-    # without a lens these have no effect, and the contrast is that of the heights
-    precision[-3:] = precision.new_tensor([s**-2 for s in known] if phase_object else [1.0, 1.0, 1e12])
-    return precision
-
-
-def shared_offset(parameters: Parameters, first: Parameters, layout: Layout) -> Tensor:
-    """How far (p,) the shared parameters are from where the prior expects them; zero where there is no prior."""
-    n = layout.atoms
-    offset = [parameters.positions.new_zeros(4 * n)]
-    if layout.b_factors:
-        offset.append(parameters.b_factors)
-    offset.append(torch.log(parameters.widths / first.widths))
-    logits, expected = torch.log(parameters.fractions), torch.log(first.fractions)
-    offset.append((logits - logits[0] - expected + expected[0])[1:])
-    offset.append(torch.log(parameters.focal_spread / first.focal_spread)[None])
-    offset += [parameters.defocus_shift[None], parameters.contrast[None]]
-    return torch.cat(offset)
-
-
 def crop_side(positions: Tensor, shift_slack: float, stack: ImageStack, margin: float) -> int:
-    """Side in pixels, a multiple of 8, of the square that holds the particle, its tails and some play; at most the box."""
+    """Side in pixels, a multiple of 8, of the square that holds the particle, its tails and some play."""
     radius = float(torch.linalg.vector_norm(positions - positions.mean(0), dim=1).max())
     side = 8 * math.ceil(2 * (radius + margin + shift_slack) / stack.pixel_size / 8)
     return min(side, stack.box_size)
@@ -277,7 +205,7 @@ def _joint_step(
     joint_steps = state.joint_steps + 1
     if merit <= state.merit + 0.1:
         gradient = (state.weights[:, None] * slope.gradients).sum(0) + precision * offset
-        bent = with_secant(state.curvature, apply_difference(here, state.accepted, layout), gradient - state.gradient)
+        bent = with_secant(state.curvature, step_between(here, state.accepted, layout), gradient - state.gradient)
         if state.joint_steps in (0, 3):
             bent = sampled_curvature(here, data, state.weights, settings, iteration=state.iteration) + torch.diag(
                 precision
@@ -317,21 +245,6 @@ def with_secant(matrix: Tensor, moved: Tensor, turned: Tensor) -> Tensor:
     if not (along > 0 and across > 0.05 * along):
         return matrix  # the last step says nothing certain
     return matrix + torch.outer(turned, turned) / across - torch.outer(bent, bent) / along
-
-
-def apply_difference(new: Parameters, old: Parameters, layout: Layout) -> Tensor:
-    """The step (p,) that leads from ``old`` to ``new``."""
-    parts = [(new.positions - old.positions).flatten(), new.heights - old.heights]
-    if layout.b_factors:
-        parts.append(new.b_factors - old.b_factors)
-    return torch.cat(
-        (
-            *parts,
-            shared_offset(new, old, layout)[layout.per_atom * layout.atoms :][: 2 * layout.components],
-            (new.defocus_shift - old.defocus_shift)[None],
-            (new.contrast - old.contrast)[None],
-        )
-    )
 
 
 def shared_step(state: RefinementState, layout: Layout, damping: float) -> Tensor:

@@ -69,10 +69,14 @@ def image_weights(model: AtomicModel) -> Tensor:
 
     Notes
     -----
-    Of an image x with its model M in white noise, ``(<x, M> - |M|^2) / |M|`` is normal with variance 1 when the model is
-    right. An image is doubted when it falls short by five times the spread seen over all images (median absolute deviation, at least 1).
+    Of an image x with its model M in white noise, ``(<x, M> - |M|^2) / |M|`` is normal with variance 1 when the model
+    is
+    right. An image is doubted when it falls short by five times the spread seen over all images (median absolute
+    deviation, at least 1).
     """
-    shortfall = (model.log_likelihood - model.expected) / torch.sqrt(2 * model.expected).clamp(min=1e-6)
+    # an image of noise may fit a defocus at which the model vanishes: at least half the usual gain is expected of it
+    expected = torch.maximum(model.expected, model.expected.median() / 2).clamp(min=1e-6)
+    shortfall = (model.log_likelihood - expected) / torch.sqrt(2 * expected)
     middle = shortfall.median()
     spread = (1.4826 * (shortfall - middle).abs().median()).clamp(min=1.0)
     return torch.sigmoid(2 * ((shortfall - middle) / spread + 5))
