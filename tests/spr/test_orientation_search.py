@@ -1,4 +1,4 @@
-"""Scores of images against views: held against sums over Fourier coefficients written out, on atoms whose poses are known."""
+"""Scores of images against views, held against sums over all Fourier coefficients of atoms in known poses."""
 
 from __future__ import annotations
 
