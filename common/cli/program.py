@@ -103,14 +103,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def set_threads(n: int | None) -> None:
-    """Let each process compute with so many CPU threads; None leaves it to PyTorch (and to torchrun, which sets one).
+def set_threads(n: int) -> None:
+    """Let each process compute with so many CPU threads.
 
     Raises
     ------
     InputError : not a positive number.
     """
-    if n is not None:
-        if n < 1:
-            raise InputError(f"--threads is {n}, expected at least 1")
-        torch.set_num_threads(n)
+    if n < 1:
+        raise InputError(f"--threads is {n}, expected at least 1")
+    torch.set_num_threads(n)

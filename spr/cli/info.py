@@ -97,4 +97,4 @@ def _memory(n: int, box: int) -> str:
 
 
 def _device() -> str:
-    return "a GPU (--device auto takes it)" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return "a GPU (--device auto takes it)" if torch.cuda.is_available() else "CPU"

@@ -68,8 +68,8 @@ def add_machine_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("machine")
     devices = "where to compute (default: auto, a GPU where there is one)"
     group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help=devices)
-    threads = "CPU threads of each process (default: all; 1 under torchrun)"
-    group.add_argument("--threads", metavar="N", type=int, help=threads)
+    threads = "CPU threads of each process (default: 1, the least CPU time; more processes: torchrun)"
+    group.add_argument("--threads", metavar="N", type=int, default=1, help=threads)
 
 
 def run_work(
