@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,12 +37,15 @@ from spr.orientation_search import (
 )
 
 
+_USUAL_NATS, _USUAL_ITERATIONS, _USUAL_IMAGES = 140.0, 100, 110  # a schedule that works at 200 electrons/angstrom^2
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """How a map is sought from nothing.
 
-    iterations : of one start.
-    images_per_iteration : random images that each iteration looks at.
+    iterations : of one start; 0: from the signal in the images, more the weaker it is.
+    images_per_iteration : random images that each iteration looks at; 0: likewise.
     directions : view directions on the grid; 0: from the particle's size and the resolution.
     effective_poses : poses in play per image in the first iteration.
     final_effective_poses : the same in the last iteration, >= 1.
@@ -51,20 +54,21 @@ class SearchSettings:
     ridge : prior weight of an empty map, as a fraction of the mean data weight.
     """
 
-    iterations: int = 60
-    images_per_iteration: int = 150
+    iterations: int = 0
+    images_per_iteration: int = 0
     directions: int = 0
-    effective_poses: float = 1000.0
-    final_effective_poses: float = 1.5
+    effective_poses: float = 200.0
+    final_effective_poses: float = 3.0
     coarsest: float = 0.0
     finest: float = 0.0
     shift_step: float = 0.14
     ridge: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.iterations < 2 or self.images_per_iteration < 2:
+        if self.iterations < 0 or self.images_per_iteration < 0 or self.iterations == 1:
             raise InputError(
-                f"the search has {self.iterations} iterations of {self.images_per_iteration} images, expected at least 2 of each"
+                f"the search has {self.iterations} iterations of {self.images_per_iteration} images, "
+                "expected at least 2 iterations, or 0 for numbers from the data"
             )
         if not self.effective_poses >= self.final_effective_poses >= 1:
             raise InputError(
@@ -205,6 +209,28 @@ def sample_rings(
         coefficients,
         centres,
         centre_sigma,
+        float(disc.square().mean()),
+    )
+
+
+def signal_nats(images: RingImages) -> float:
+    """Half the particle's power over the noise, summed over an image: what a perfect model would gain on each image."""
+    excess = images.rings.abs().square().mean((0, 2)) - images.noise_power
+    return float((excess.clamp(min=0) * images.weights).sum()) * images.rings.shape[-1] / 2
+
+
+def scheduled(settings: SearchSettings, images: RingImages) -> SearchSettings:
+    """The settings with iterations and images per iteration chosen from the signal, where they are 0.
+
+    An image of signal energy E nats settles its own pose the better the larger E is, so that weak images need a slower
+    annealing over more of them; the noise of the small subsets is what shakes the map out of wrong optima.
+    """
+    nats = signal_nats(images)
+    slowness = math.sqrt(_USUAL_NATS / max(nats, 1.0))
+    return replace(
+        settings,
+        iterations=settings.iterations or round(min(max(_USUAL_ITERATIONS * slowness, 25), 150)),
+        images_per_iteration=settings.images_per_iteration or round(min(max(_USUAL_IMAGES * slowness, 60), 300)),
     )
 
 
@@ -216,10 +242,9 @@ def start(images: RingImages, grid: SearchGrid, settings: SearchSettings, *, see
     views = views_of(
         values, random_frames(50, generator=generator).to(ball), grid.shells, images.rings.shape[-1], images.weights
     )
-    disc = (images.rings.abs().square().mean((0, 2)) - images.rings.abs().square().mean((0, 2)).min()).clamp(min=0)
-    wanted = (disc * images.weights).sum() * images.rings.shape[-1]
+    wanted = 2 * max(signal_nats(images), 1.0)
     made = (views.power.mean(1) * images.transfer.square().mean((0, 2))).sum()
-    return SearchState(0, False, values * torch.sqrt(wanted / made), images.centres, 0.0, 0.0)
+    return SearchState(0, False, values * (wanted / made).sqrt(), images.centres, 0.0, 0.0)
 
 
 def effective_poses(settings: SearchSettings, iteration: int) -> float:
@@ -297,6 +322,7 @@ def search(
     observers: Sequence[Observer] = (),
 ) -> SearchState:
     """Search for a map from one random start; see the module. ``name`` is that of the run, for the observers."""
+    settings = scheduled(settings, images)
     first = start(images, grid, settings, seed=seed)
     return run(name, first, lambda s: step(s, images, grid, settings, seed=seed, symmetry=symmetry), observers)
 

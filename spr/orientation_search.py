@@ -29,6 +29,7 @@ class RingImages:
     weights : (s,) independent Fourier coefficients of the image for each sample of the ring.
     centres : (n, 2) where the particle is expected, (x, y) angstrom.
     centre_sigma : how well that is known on each axis, angstrom.
+    noise_power : mean square of the noise in ``rings``; less than 1 where only a disc of the images was looked at.
     """
 
     rings: Tensor
@@ -37,6 +38,7 @@ class RingImages:
     weights: Tensor
     centres: Tensor
     centre_sigma: float
+    noise_power: float = 1.0
 
     def __len__(self) -> int:
         return len(self.rings)

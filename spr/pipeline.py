@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from common.atoms.atom_count import add_and_remove_atoms
 from common.atoms.fisher import fisher
 from common.atoms.model import AtomicModel
 from common.atoms.pose_search import PoseSearchSettings, search_poses
@@ -24,11 +25,14 @@ from common.noise import contrast_sign, estimate_noise, particle_radius, whiten
 from common.rotations import point_group
 from spr.ab_initio import SearchGrid, SearchSettings, prepare, sample_rings
 from spr.consensus import Consensus, ConsensusSettings, agree
+from spr.model_parts import merged, select_images
 from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, RefineSettings, halve, refine, shells_to
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
 
 LEAST_IMAGES = 20
+_CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found
+_LOW_GAIN = 0.6  # of the likelihood to be expected, below which an image's pose is searched again
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     refined = refine_poses(seen, rings, grid, starts, settings, observers)
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
-    model = improve(seen, rough, settings, observers)
+    model = improve(seen, rough, refined, settings, observers)
     left_out = score_left_out(seen, model, settings, observers)
     maps = final_maps(seen, refined, model, grid.radius)
     return conclude(Stages(seen, starts, refined, traced, model, left_out, maps))
@@ -199,11 +203,16 @@ def refine_from(
     return refine(values, poses, data, settings.refinement, symmetry=symmetry_of(settings), observers=observers)
 
 
+def certain(refined: RefinedMap) -> Tensor:
+    """Rows of the images that the map explains about as well as it does most."""
+    return (refined.weights > _CERTAIN).nonzero()[:, 0]
+
+
 def fit_atoms(
     seen: Seen, atoms: Atoms, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
 ) -> AtomicModel:
     """A first model, from the images whose poses are right for sure."""
-    good = (refined.weights > 0.5).nonzero()[:, 0]
+    good = certain(refined)
     stack, _, noise = seen.part(seen.fitted[good])
     few = replace(settings.atoms, max_steps=min(settings.atoms.max_steps, 6))
     return refine_atoms_against_images(
@@ -211,13 +220,48 @@ def fit_atoms(
     )
 
 
-def improve(seen: Seen, rough: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
-    """All poses searched again with the atoms, atoms that are missing or false settled, everything refined together."""
+def improve(
+    seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
+) -> AtomicModel:
+    """Doubtful poses searched again with the atoms, atoms added or removed by likelihood, all refined together."""
     stack, _, noise = seen.part(seen.fitted)
-    name = "atoms/poses"
-    found = once(name, lambda: search_poses(stack, noise, rough, settings.pose_search), observers)
-    model = refine_model(stack, noise, found, settings.atoms, observers=observers, name="atoms/together")
+    model = once("atoms/poses", lambda: search_doubtful(seen, rough, refined, settings), observers)
+    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
+    model = once("atoms/count", lambda: settle_count(seen, model, settings), observers)
+    model = once("atoms/last-poses", lambda: search_unexplained(seen, model, settings), observers)
+    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
     return once("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
+
+
+def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings) -> AtomicModel:
+    """The poses that the map hardly explains, searched over all orientations and shifts; the others as they are."""
+    sure = certain(refined)
+    doubtful = (~torch.isin(torch.arange(len(refined.poses), device=sure.device), sure)).nonzero()[:, 0]
+    if not len(doubtful):
+        return rough
+    stack, _, noise = seen.part(seen.fitted[doubtful])
+    found = search_poses(stack, noise, rough, settings.pose_search, poses=refined.poses[doubtful])
+    return merged(rough, sure, found, doubtful)
+
+
+def search_unexplained(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicModel:
+    """Images that stay behind the others are searched once more, on a finer grid, with the refined atoms."""
+    behind = model.log_likelihood < _LOW_GAIN * model.expected
+    low, rest = behind.nonzero()[:, 0], (~behind).nonzero()[:, 0]
+    if not len(low) or not len(rest):
+        return model
+    stack, _, noise = seen.part(seen.fitted[low])
+    finer = replace(
+        settings.pose_search, sampling=0.7 * settings.pose_search.sampling, candidates=2 * settings.pose_search.candidates
+    )
+    found = search_poses(stack, noise, model, finer, poses=model.poses[low])
+    return merged(select_images(model, rest), rest, found, low)
+
+
+def settle_count(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicModel:
+    """Atoms that the likelihood does not ask for removed, missing ones added."""
+    stack, _, noise = seen.part(seen.fitted)
+    return add_and_remove_atoms(stack, noise, model, refinement=settings.atoms).model
 
 
 def score_left_out(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
