@@ -87,8 +87,8 @@ def test_turned_images_have_turned_centres(cluster: Atoms) -> None:
     white = whiten(data.stack, estimate_noise(data.stack)).images
     options = dict(pixel_size=PIXEL, radius=5.0, shift_spread=SPREAD)
     plain = centre_particles(white, **options)
-    # (x, y) goes to (y, -x); an odd box turns about its own middle. The band is estimated on half of Fourier space, which
-    # the turn exchanges for the other half: hundredths of an angstrom
+    # (x, y) goes to (y, -x); an odd box turns about its own middle. The band is estimated on half of Fourier space,
+    # which the turn exchanges for the other half: hundredths of an angstrom
     turned = centre_particles(torch.rot90(white, 1, (1, 2)), **options)
     torch.testing.assert_close(turned, torch.stack((plain[:, 1], -plain[:, 0]), 1), atol=0.01, rtol=0)
 
