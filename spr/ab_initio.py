@@ -49,7 +49,7 @@ class SearchSettings:
     directions : view directions on the grid; 0: from the particle's size and the resolution.
     effective_poses : poses in play per image in the first iteration.
     final_effective_poses : the same in the last iteration, >= 1.
-    coarsest, finest : angstrom, the band searched; 0: where the images hold most signal.
+    coarsest, finest : angstrom, the band searched; both 0: where the images hold most signal.
     shift_step : trial shifts, as a fraction of the finest spacing.
     ridge : prior weight of an empty map, as a fraction of the mean data weight.
     """
@@ -125,11 +125,12 @@ def disc_mask(box_size: int, radius: float, pixel_size: float) -> Tensor:
     return (1 + (radius - torch.sqrt(axis[:, None] ** 2 + axis**2)) / 2).clamp(0, 1)
 
 
-def signal_band(white: Tensor, pixel_size: float, radius: float, window: float, outlines: bool) -> tuple[float, float]:
-    """The band that holds most of what the images say about atoms: coarsest and finest spacing, angstrom.
+def signal_rings(white: Tensor, pixel_size: float, radius: float, window: float, outlines: bool) -> Tensor:
+    """The rings that hold most of what the images say about atoms, in steps of 1 / ``window``: (s,) rising.
 
-    It runs around the strongest ring beyond 1/4 angstrom (the particle's strongest atomic reflections) as far as the signal
-    stays above a sixth of that; with ``outlines`` (projections, where low frequencies mean thickness) from 2 radii on.
+    They run around the strongest ring beyond 1/4 angstrom (the particle's strongest atomic reflections) as far as the
+    signal stays above a sixth of that; with ``outlines`` (projections, where low frequencies mean thickness) coarser rings
+    as strong as that join them.
     """
     step = 1 / window
     frequencies = torch.arange(1, int(0.95 / (2 * pixel_size) / step), device=white.device) * step
@@ -144,9 +145,11 @@ def signal_band(white: Tensor, pixel_size: float, radius: float, window: float, 
         first -= 1
     while last + 1 < len(enough) and bool(enough[last + 1]):
         last += 1
+    number = torch.arange(len(enough), device=white.device)
+    chosen = (number >= first) & (number <= last)
     if outlines:
-        first = 0
-    return 1 / float(frequencies[first]), 1 / float(frequencies[last])
+        chosen |= enough & (number < first)
+    return (number[chosen] + 1).float()
 
 
 def prepare(
@@ -169,12 +172,12 @@ def prepare(
     centres = centre_particles(white.images, pixel_size=pixel, radius=radius, shift_spread=shift_spread)
     window = 4 * (radius + 1.1)
     disc_radius = radius + 3 * shift_spread + 2
-    coarsest, finest = settings.coarsest, settings.finest
-    if not (coarsest and finest):
-        found = signal_band(white.images, pixel, disc_radius, window, outlines=stack.optics is None)
-        coarsest, finest = coarsest or found[0], finest or found[1]
-    shells = torch.arange(round(window / coarsest), round(window / finest) + 1, device=stack.images.device)
-    shells = shells[shells > 0].float()
+    if settings.coarsest and settings.finest:
+        shells = torch.arange(max(1, round(window / settings.coarsest)), round(window / settings.finest) + 1)
+        shells = shells.to(stack.images.device).float()
+    else:
+        shells = signal_rings(white.images, pixel, disc_radius, window, outlines=stack.optics is None)
+    finest = window / float(shells[-1])
     support = radius + 1.1
     box = map_box(float(shells.max()))
     spacing = 0.33 * finest / support  # radian; views in between lose little at the rim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ _SCORES = ("weights", "log_likelihood", "expected", "correlation")
 def select_images(model: AtomicModel, rows: Tensor) -> AtomicModel:
     """The model with only the images ``rows``."""
     own = {name: getattr(model.parameters, name)[rows] for name in _OF_IMAGES}
-    scores = {name: getattr(model, name)[rows] for name in _SCORES}
+    scores: dict[str, Any] = {name: getattr(model, name)[rows] for name in _SCORES}
     return replace(model, parameters=replace(model.parameters, **own), **scores)
 
 
@@ -33,5 +34,5 @@ def merged(first: AtomicModel, rows: Tensor, second: AtomicModel, other_rows: Te
         return torch.cat((a, b.to(a)))[order]
 
     own = {n: both(getattr(first.parameters, n), getattr(second.parameters, n)) for n in _OF_IMAGES}
-    scores = {n: both(getattr(first, n), getattr(second, n)) for n in _SCORES}
+    scores: dict[str, Any] = {n: both(getattr(first, n), getattr(second, n)) for n in _SCORES}
     return replace(first, parameters=replace(first.parameters, **own), **scores)

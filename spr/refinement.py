@@ -101,7 +101,9 @@ def step(
     """One round: each half's poses against its map at this resolution, then its map from these poses."""
     count = shells_of_round(data, settings, state.iteration)
     rotations, shifts, gain = refine_poses(state, data, settings, count)
-    weights = image_weights(gain)
+    weights = torch.zeros_like(gain)
+    for h in (0, 1):  # each half by its own: one number from both would let them meet
+        weights[data.half == h] = image_weights(gain[data.half == h])
     halves = [
         build_map(state.values[h], rotations, shifts, weights * (data.half == h), data, settings, count, symmetry)
         for h in (0, 1)
@@ -131,7 +133,7 @@ def refine_poses(
         ]
         for h in (0, 1):
             mine = (data.half[rows] == h).nonzero()[:, 0]
-            for part in mine.split(32):
+            for part in mine.split(32) if len(mine) else ():  # a small shard may lie in one half
                 index = rows[part]
                 first = state.iteration == 0
                 found = fit_poses(
