@@ -22,7 +22,9 @@ def _check_length(name: str, value: float, unit: str = "angstrom") -> None:
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
-    same = tensor.ndim == len(expected) and all(e is None or e == s for s, e in zip(tensor.shape, expected, strict=True))
+    same = tensor.ndim == len(expected) and all(
+        e is None or e == s for s, e in zip(tensor.shape, expected, strict=True)
+    )
     if not same:
         wanted = "(" + ", ".join("n" if e is None else str(e) for e in expected) + ")"
         raise InputError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted}")
@@ -107,7 +109,9 @@ class ImageStack:
     def __post_init__(self) -> None:
         _check_shape("the image stack", self.images, (None, None, None))
         if self.images.shape[1] != self.images.shape[2]:
-            raise InputError(f"the images are {self.images.shape[2]} x {self.images.shape[1]} pixels, expected square ones")
+            raise InputError(
+                f"the images are {self.images.shape[2]} x {self.images.shape[1]} pixels, expected square ones"
+            )
         _check_length("the pixel size", self.pixel_size)
         if self.optics is not None and self.optics.defocus.shape[0] != len(self):
             raise InputError(f"{self.optics.defocus.shape[0]} rows of optics for {len(self)} images, expected one each")

@@ -188,4 +188,3 @@ def _poses(file: Path, table: NDArray, pixel_size: float) -> Poses | None:
         scale = _column(file, table, "alignments3D/psize_A")
     shifts = -_column(file, table, "alignments3D/shift", (2,)) * scale[:, None]
     return Poses(rotations.float(), shifts.float())
-

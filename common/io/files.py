@@ -111,9 +111,7 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def find_beside(
-    named: str, described_in: Path, where: str, *, levels: int = 4, allow_outside: bool = False
-) -> Path:
+def find_beside(named: str, described_in: Path, where: str, *, levels: int = 4, allow_outside: bool = False) -> Path:
     """Find a file that a table names relative to its project folder (RELION, cryoSPARC).
 
     Parameters

@@ -139,9 +139,7 @@ def open_stacks(where: str, named: Sequence[ImageLocation]) -> dict[Path, MrcHea
     return headers
 
 
-def gather_images(
-    where: str, named: Sequence[ImageLocation]
-) -> tuple[Tensor, tuple[MrcHeader, ...], tuple[str, ...]]:
+def gather_images(where: str, named: Sequence[ImageLocation]) -> tuple[Tensor, tuple[MrcHeader, ...], tuple[str, ...]]:
     """Read sections of MRC files in the order they are named.
 
     Parameters
@@ -206,6 +204,4 @@ def check_microscope(where: str, voltage_kv: float, spherical_aberration_mm: flo
 def make_optics(voltage_kv: Tensor, cs_mm: Tensor, amplitude_contrast: Tensor, defocus: Tensor) -> Optics:
     """Optics in float32 from what particle files hold; focal spread and convergence, which they do not, are 0."""
     zero = torch.zeros(len(defocus))
-    return Optics(
-        voltage_kv.float(), cs_mm.float(), amplitude_contrast.float(), defocus.float(), zero, zero.clone()
-    )
+    return Optics(voltage_kv.float(), cs_mm.float(), amplitude_contrast.float(), defocus.float(), zero, zero.clone())

@@ -128,7 +128,7 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """"running" (also of a killed run), "finished" or "not determined"."""
+        """ "running" (also of a killed run), "finished" or "not determined"."""
         return self.record["status"]
 
     @property

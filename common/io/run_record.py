@@ -125,5 +125,3 @@ def resumed(there: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
         warnings.append(f"resumed with other versions: {', '.join(changed)}")
         there = there | {"versions": new}
     return there | {"settings": wanted["settings"], "warnings": warnings}
-
-

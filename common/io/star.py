@@ -241,9 +241,7 @@ def numbers(star: StarFile, table: StarTable, column: str) -> Tensor:
         except ValueError:
             value = math.nan
             if text.strip().lower() not in ("nan", "+nan", "-nan"):
-                raise InputError(
-                    f"{star.path}: {table.where(row)}: {column} is {text!r}, expected a number"
-                ) from None
+                raise InputError(f"{star.path}: {table.where(row)}: {column} is {text!r}, expected a number") from None
         if "_" in text or not math.isfinite(value):
             raise InputError(f"{star.path}: {table.where(row)}: {column} is {text!r}, expected a finite number")
         values.append(value)

@@ -30,6 +30,7 @@ T = TypeVar("T")
 FORMAT = "nanospr state 1"
 _OWN_PACKAGES = frozenset({"common", "spr", "aet_tilt"})
 
+
 def save_state(path: str | os.PathLike[str], value: Any, *, labels: Mapping[str, str] | None = None) -> None:
     """Write an object so that `load_state` gives the equal one back, bit for bit.
 
@@ -246,5 +247,3 @@ class _Reader:
             changed = ", ".join(sorted(set(made) ^ set(parts)))
             raise TypeError(f"{name} has changed since ({changed})")
         return found(**{key: self.decode(value) for key, value in parts.items() if made[key]})
-
-

@@ -62,7 +62,7 @@ def _head(data: ReportData) -> str:
     return (
         f'<h1>{text(data.title)}</h1><div class="verdict {data.outcome.replace(" ", "-")}">'
         f'<span class="badge">{data.outcome.capitalize()}</span><p class="text">{text(data.verdict)}</p>'
-        f'{f"<ul class=messages>{listed}</ul>" if listed else ""}{_facts(data)}</div>'
+        f"{f'<ul class=messages>{listed}</ul>' if listed else ''}{_facts(data)}</div>"
     )
 
 

@@ -106,9 +106,7 @@ def test_a_model_image_passes_the_same_filter(cluster):
 @pytest.mark.parametrize(("model", "noise"), [("projection", {"snr": 0.2}), ("phase_object", {"dose": 200.0})])
 def test_the_particle_radius_is_found(cluster, model, noise):
     carbon = 0.0 if model == "projection" else 20.0
-    data = simulate_images(
-        cluster, 60, box_size=64, model=model, carbon_thickness=carbon, generator=seeded(8), **noise
-    )
+    data = simulate_images(cluster, 60, box_size=64, model=model, carbon_thickness=carbon, generator=seeded(8), **noise)
     extent = particle_radius(data.stack)
     outermost = float((cluster.positions**2).sum(1).max() ** 0.5)
     ball = float(((cluster.positions**2).sum(1).mean() * 5 / 3) ** 0.5)

@@ -75,9 +75,11 @@ def assert_same(a: Any, b: Any) -> None:
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         real_a, real_b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
-        assert real_a.contiguous().numpy(force=True).tobytes() == real_b.contiguous().numpy(force=True).tobytes() if (
-            a.dtype != torch.bfloat16
-        ) else torch.equal(a, b)
+        assert (
+            real_a.contiguous().numpy(force=True).tobytes() == real_b.contiguous().numpy(force=True).tobytes()
+            if (a.dtype != torch.bfloat16)
+            else torch.equal(a, b)
+        )
     elif isinstance(a, np.ndarray | np.generic):
         assert a.dtype == b.dtype
         assert a.tobytes() == b.tobytes()

@@ -26,6 +26,7 @@ def test_a_file_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
+
     def write_half() -> None:
         with atomic_write(path) as file:
             file.write(b"new")
@@ -44,9 +45,10 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"volume\.mrc: cannot be written: the disk is full") as error, atomic_write(
-        tmp_path / "volume.mrc"
-    ) as file:
+    with (
+        pytest.raises(InputError, match=r"volume\.mrc: cannot be written: the disk is full") as error,
+        atomic_write(tmp_path / "volume.mrc") as file,
+    ):
         file.write(b"x")
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []
@@ -64,8 +66,9 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)  # permissions do not bind root, who may be running this
-        with pytest.raises(InputError, match=r"a\.xyz: cannot be written: the folder is not writable"), atomic_write(
-            tmp_path / "a.xyz"
+        with (
+            pytest.raises(InputError, match=r"a\.xyz: cannot be written: the folder is not writable"),
+            atomic_write(tmp_path / "a.xyz"),
         ):
             pass
 
