@@ -1,8 +1,9 @@
 """A map from images in unknown orientations, from nothing: annealed stochastic expectation maximisation.
 
 Each iteration scores a few random images against the current map over all orientations of a randomly turned grid, at a
-temperature that leaves a set number of poses in play, and averages them into the next map. The number of effective poses
-falls geometrically; symmetry breaks on the way down.
+temperature that leaves a set number of poses in play, and averages them into the next map. The number of effective
+poses falls geometrically; symmetry breaks on the way down. Few images in each iteration are better than many: the noise
+of the choice shakes the map out of wrong optima.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from spr.orientation_search import (
     temperature_for,
     views_of,
 )
-
 
 _USUAL_NATS, _USUAL_ITERATIONS, _USUAL_IMAGES = 140.0, 100, 110  # a schedule that works at 200 electrons/angstrom^2
 
@@ -72,7 +72,8 @@ class SearchSettings:
             )
         if not self.effective_poses >= self.final_effective_poses >= 1:
             raise InputError(
-                f"the effective poses go from {self.effective_poses} to {self.final_effective_poses}, expected a fall to 1 or more"
+                f"the effective poses go from {self.effective_poses} to {self.final_effective_poses}, "
+                "expected a fall to 1 or more"
             )
 
 
@@ -129,8 +130,8 @@ def signal_rings(white: Tensor, pixel_size: float, radius: float, window: float,
     """The rings that hold most of what the images say about atoms, in steps of 1 / ``window``: (s,) rising.
 
     They run around the strongest ring beyond 1/4 angstrom (the particle's strongest atomic reflections) as far as the
-    signal stays above a sixth of that; with ``outlines`` (projections, where low frequencies mean thickness) coarser rings
-    as strong as that join them.
+    signal stays above a sixth of that; with ``outlines`` (projections, where low frequencies mean thickness) coarser
+    rings as strong as that join them.
     """
     step = 1 / window
     frequencies = torch.arange(1, int(0.95 / (2 * pixel_size) / step), device=white.device) * step
@@ -341,7 +342,7 @@ class Assignment:
 def assign(
     state: SearchState, images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int
 ) -> Assignment:
-    """Find every image's best pose against the final map of a search, over all orientations and the shifts around it."""
+    """Every image's best pose against the final map of a search, over all orientations and the shifts around it."""
     frames = random_frames(grid.directions, generator=step_generator(seed, 10**6)).to(state.values)
     views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
     every = torch.arange(len(images), device=state.shifts.device)

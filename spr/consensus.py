@@ -75,8 +75,8 @@ def agree(
 ) -> Consensus:
     """Start from random maps until enough starts agree with the likeliest.
 
-    Two starts that share nothing but the images find the same structure only where the images hold it: so agreement, not
-    the likelihood of a single start, is what decides.
+    Two starts that share nothing but the images find the same structure only where the images hold it: so agreement,
+    not the likelihood of a single start, is what decides.
     """
     starts: list[Start] = []
     agreement = torch.eye(settings.most)

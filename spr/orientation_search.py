@@ -152,7 +152,8 @@ def angular_synthesis(n_angles: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    (A, 2 m) from (real, imaginary) parts of orders 0 .. A / 2 to angles, and (2 m, A) back: ``sum_a p exp(-i m angle)``.
+    (A, 2 m) from (real, imaginary) parts of orders 0 .. A / 2 to angles, and (2 m, A) back:
+    ``sum_a p exp(-i m angle)``.
     """
     order = torch.arange(n_angles // 2 + 1, dtype=torch.float64)
     angle = torch.arange(n_angles, dtype=torch.float64) * (2 * math.pi / n_angles)
@@ -251,7 +252,7 @@ def expectation(
     temperature : >= 1; 1 is the likelihood itself.
     batch_size : images at a time; small ones keep the scores in the processor's cache.
     """
-    n_angles, n_shells = images.rings.shape[-1], images.rings.shape[-2]
+    n_angles = images.rings.shape[-1]
     n_views = len(views.frames)
     _, to_orders = angular_synthesis(n_angles, views.power)
     sums = torch.zeros_like(views.spectra)

@@ -5,7 +5,7 @@ Each stage is a function of what the one before it returned; `reconstruct` is al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,14 +20,14 @@ from common.atoms.refinement import RefinementSettings, refine_model
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.data import ImageStack, InputError, Poses
-from common.iteration import Observer, State, run, step_generator
+from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, estimate_noise, particle_radius, whiten
 from common.rotations import point_group
 from spr.ab_initio import SearchGrid, SearchSettings, prepare, sample_rings
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
 from spr.orientation_search import RingImages
-from spr.refinement import RefinedMap, RefineSettings, halve, refine, shells_to
+from spr.refinement import RefinedMap, RefineSettings, halve, map_of_poses, refine, shells_to
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
 
 LEAST_IMAGES = 20
@@ -79,8 +79,8 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
 
     Parameters
     ----------
-    stack : n images of one particle each, n >= 20, the particle within the middle two thirds of the box; with optics they
-        are images of a phase object, without they are projections.
+    stack : n images of one particle each, n >= 20, the particle within the middle two thirds of the box; with optics
+        they are images of a phase object, without they are projections.
     settings : `Settings`.
     observers : see every state of every loop; they may resume a run.
 
@@ -102,11 +102,41 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
     model = improve(seen, rough, refined, settings, observers)
     left_out = score_left_out(seen, model, settings, observers)
-    maps = final_maps(seen, refined, model, grid.radius)
+    maps = final_maps(seen, refined, model)
     return conclude(Stages(seen, starts, refined, traced, model, left_out, maps))
 
 
-def look_at(stack: ImageStack, settings: Settings) -> Seen:
+def find_volume(stack: ImageStack, settings: Settings, *, observers: Sequence[Observer] = ()) -> Reconstruction:
+    """The search alone: a map and poses from random starts. Parameters and errors as for `reconstruct`."""
+    seen = look_at(stack, settings, hold_out=False)
+    rings, grid = find_band(seen, settings)
+    starts = find_map(rings, grid, settings, observers)
+    return conclude(Stages(seen, starts), poses=starts.starts[starts.best].poses)
+
+
+def refine_volume(
+    stack: ImageStack, poses: Poses, settings: Settings, *, observers: Sequence[Observer] = ()
+) -> Reconstruction:
+    """The refinement of poses alone, from poses that are right to several degrees; half maps that never met."""
+    seen = look_at(stack, settings, hold_out=False)
+    rings, grid = find_band(seen, settings)
+    first = map_of_poses(rings, grid, poses, settings.refinement, symmetry=symmetry_of(settings))
+    refined = refine_from(first, poses, seen, rings, grid, settings, observers)
+    return conclude(Stages(seen, refined=refined, maps=final_maps(seen, refined)), poses=refined.poses)
+
+
+def refine_atoms(
+    stack: ImageStack, atoms: Atoms, poses: Poses, settings: Settings, *, observers: Sequence[Observer] = ()
+) -> Reconstruction:
+    """Atoms and poses against the images alone, from atoms right to 0.3 angstrom and poses right to several degrees."""
+    seen = look_at(stack, settings, hold_out=False)
+    rough = refine_atoms_against_images(
+        seen.stack, seen.noise, atoms, poses, settings.atoms, observers=observers, name="atoms/first"
+    )
+    return conclude(Stages(seen, model=finish(seen, rough, settings, observers)))
+
+
+def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> Seen:
     """Learn noise, particle size and contrast from the images, whiten them, and set some aside."""
     if len(stack) < LEAST_IMAGES:
         raise InputError(f"{len(stack)} images, expected at least {LEAST_IMAGES} to find a structure from")
@@ -125,7 +155,7 @@ def look_at(stack: ImageStack, settings: Settings) -> Seen:
         stack = replace(stack, images=-stack.images.float())
         noise = replace(noise, mean=-noise.mean)
     order = torch.randperm(len(stack), generator=step_generator(settings.seed, 1)).to(stack.images.device)
-    count = max(1, round(settings.held_out_fraction * len(stack)))
+    count = max(1, round(settings.held_out_fraction * len(stack))) if hold_out else 0
     fitted, left_out = order[count:].sort().values, order[:count].sort().values
     return Seen(stack, whiten(stack, noise), noise, extent, fitted, left_out, tuple(warnings))
 
@@ -223,14 +253,20 @@ def fit_atoms(
 def improve(
     seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
 ) -> AtomicModel:
-    """Doubtful poses searched again with the atoms, atoms added or removed by likelihood, all refined together."""
+    """Doubtful poses searched again with the atoms, then everything refined together."""
     stack, _, noise = seen.part(seen.fitted)
-    model = once("atoms/poses", lambda: search_doubtful(seen, rough, refined, settings), observers)
+    model = run_stage("atoms/poses", lambda: search_doubtful(seen, rough, refined, settings), observers)
     model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
-    model = once("atoms/count", lambda: settle_count(seen, model, settings), observers)
-    model = once("atoms/last-poses", lambda: search_unexplained(seen, model, settings), observers)
+    return finish(seen, model, settings, observers)
+
+
+def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
+    """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas."""
+    stack, _, noise = seen.part(seen.fitted)
+    model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
+    model = run_stage("atoms/last-poses", lambda: search_unexplained(seen, model, settings), observers)
     model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
-    return once("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
+    return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
 
 
 def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings) -> AtomicModel:
@@ -252,7 +288,9 @@ def search_unexplained(seen: Seen, model: AtomicModel, settings: Settings) -> At
         return model
     stack, _, noise = seen.part(seen.fitted[low])
     finer = replace(
-        settings.pose_search, sampling=0.7 * settings.pose_search.sampling, candidates=2 * settings.pose_search.candidates
+        settings.pose_search,
+        sampling=0.7 * settings.pose_search.sampling,
+        candidates=2 * settings.pose_search.candidates,
     )
     found = search_poses(stack, noise, model, finer, poses=model.poses[low])
     return merged(select_images(model, rest), rest, found, low)
@@ -267,19 +305,4 @@ def settle_count(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicMo
 def score_left_out(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
     """The model with the poses of the images that were left out, and their likelihood."""
     stack, _, noise = seen.part(seen.left_out)
-    return once("atoms/left-out", lambda: search_poses(stack, noise, model, settings.pose_search), observers)
-
-
-@dataclass(frozen=True)
-class ModelState(State):
-    """A model that is there or not: a step that is all or nothing."""
-
-    model: AtomicModel | None
-
-
-def once(name: str, make: Callable[[], AtomicModel], observers: Sequence[Observer]) -> AtomicModel:
-    """A single long step, through the loop, so that it is kept when the run is resumed."""
-    state = run(name, ModelState(0, False, None), lambda _: ModelState(1, True, make()), observers)
-    if state.model is None:
-        raise RuntimeError(f"the step {name} ended without a result")
-    return state.model
+    return run_stage("atoms/left-out", lambda: search_poses(stack, noise, model, settings.pose_search), observers)

@@ -120,7 +120,7 @@ def image_weights(gain: Tensor) -> Tensor:
 def refine_poses(
     state: RefineState, data: RefineData, settings: RefineSettings, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotations, shifts and gain in nats of every image after some Gauss-Newton steps; shifts alone at the very first."""
+    """Rotations, shifts and gain (nats) of every image after some Gauss-Newton steps; shifts alone at the very first."""
     shells = data.shells[:count]
     transforms = [oversampled_transform(values, math.ceil(float(shells[-1]))) for values in state.values]
 
@@ -295,6 +295,17 @@ def halve(images: RingImages, shells: Tensor, grid: SearchGrid, *, seed: int) ->
     order = torch.randperm(len(images), generator=step_generator(seed, 2)).to(shells.device)
     window = grid.box_size * grid.voxel_size
     return RefineData(images, order % 2, shells, window, grid.radius, float(grid.shells[-1]))
+
+
+def map_of_poses(
+    images: RingImages, grid: SearchGrid, poses: Poses, settings: RefineSettings, *, symmetry: Tensor | None = None
+) -> Tensor:
+    """The map (d, d, d) on the search's grid that fits images of known poses best."""
+    data = halve(images, grid.shells, grid, seed=0)
+    empty = images.transfer.new_zeros((grid.box_size,) * 3)
+    weights = images.transfer.new_ones(len(images))
+    rotations, shifts = (x.to(images.transfer) for x in (poses.rotations, poses.shifts))
+    return build_map(empty, rotations, shifts, weights, data, settings, len(grid.shells), symmetry)
 
 
 def refine(

@@ -105,8 +105,11 @@ class Reconstruction:
     scores: ImageScores | None = None
 
 
-def conclude(stages: Stages) -> Reconstruction:
-    """Say what was found, how sure that is, and what speaks against it."""
+def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
+    """Say what was found, how sure that is, and what speaks against it.
+
+    poses : of all images, where no model of atoms holds them; a map is made from them unless there is one.
+    """
     warnings, metrics = list(stages.seen.warnings), {"images": float(len(stages.seen.stack))}
     starts = stages.starts
     determined = True
@@ -116,10 +119,10 @@ def conclude(stages: Stages) -> Reconstruction:
         if not starts.reached:
             determined = False
             warnings.append(
-                f"Not determined: of {len(starts.starts)} starts no other found the same structure as the likeliest one. "
-                "The images may be too noisy or too few, the pixel size or defocus wrong, or the particles not all alike."
+                f"Not determined: of {len(starts.starts)} starts no other found the same structure as the likeliest. "
+                "The images may be too noisy or too few, the pixel size or defocus wrong, or the particles not alike."
             )
-    if stages.model is not None and stages.left_out is not None and stages.traced is not None:
+    if stages.model is not None:
         found, against = judge_model(stages.traced, stages.model, stages.left_out)
         metrics |= found
         warnings += against
@@ -131,8 +134,15 @@ def conclude(stages: Stages) -> Reconstruction:
         result = replace(
             result, volume=maps.volume, half1=maps.halves[0], half2=maps.halves[1], mask=maps.mask, fsc=maps.fsc
         )
-    if stages.model is not None and stages.left_out is not None:
+    if stages.model is not None:
         result = with_images(result, stages.seen, stages.model, stages.left_out)
+    if poses is not None:
+        result = replace(result, poses=poses)
+    shown = result.poses
+    if result.volume is None and shown is not None and determined:
+        transfer = map_transfer(stages.seen, torch.arange(len(shown)), None)
+        held = Poses(shown.rotations.float(), shown.shifts.float())
+        result = replace(result, volume=weighted_map(stages.seen.white, held, transfer, transfer.new_ones(len(shown))))
     return replace(result, verdict=verdict(stages, determined), warnings=tuple(warnings), metrics=metrics)
 
 
@@ -148,17 +158,16 @@ def resolution(maps: Maps) -> float:
     return 1 / float(frequencies[below][0]) if bool(below.any()) else _FINEST
 
 
-def judge_model(traced: TraceResult, model: AtomicModel, left_out: AtomicModel) -> tuple[dict[str, float], list[str]]:
+def judge_model(
+    traced: TraceResult | None, model: AtomicModel, left_out: AtomicModel | None
+) -> tuple[dict[str, float], list[str]]:
     """Numbers about the atoms, and sentences about what speaks against them."""
-    gain, held = model.log_likelihood, left_out.log_likelihood
+    gain = model.log_likelihood
     unexplained = gain < _UNEXPLAINED * gain.median()
     numbers = {
         "atoms": float(len(model.positions)),
         "nats_per_image": float(gain.mean()),
-        "held_out_nats_per_image": float(held.mean()),
-        "held_out_over_fitted": float(held.median() / gain.median()),
         "correlation": float(model.correlation.mean()),
-        "held_out_correlation": float(left_out.correlation.mean()),
         "images_unexplained": float(unexplained.sum()),
         "focal_spread_angstrom": float(model.parameters.focal_spread),
         "defocus_shift_angstrom": float(model.parameters.defocus_shift),
@@ -167,9 +176,14 @@ def judge_model(traced: TraceResult, model: AtomicModel, left_out: AtomicModel) 
     if model.position_sigma is not None and model.cramer_rao_pm is not None:
         numbers["position_sigma_median_pm"] = 100 * float(model.position_sigma.median())
         numbers["cramer_rao_bound_pm"] = model.cramer_rao_pm
-    if not traced.determined:
+    if traced is not None and not traced.determined:
         against.append(f"The number of atoms is not sure: {traced.reason}.")
-    if numbers["held_out_over_fitted"] < _HELD_OUT:
+    if left_out is not None:
+        held = left_out.log_likelihood
+        numbers["held_out_nats_per_image"] = float(held.mean())
+        numbers["held_out_over_fitted"] = float(held.median() / gain.median())
+        numbers["held_out_correlation"] = float(left_out.correlation.mean())
+    if numbers.get("held_out_over_fitted", 1.0) < _HELD_OUT:
         against.append(
             f"Images left out gain {numbers['held_out_over_fitted']:.2f} of what fitted ones gain, expected at least "
             f"{_HELD_OUT}: the model is fitted to noise."
@@ -180,7 +194,7 @@ def judge_model(traced: TraceResult, model: AtomicModel, left_out: AtomicModel) 
             against.append(f"Two atoms are only {float(bonds.min()):.2f} A apart: one of them is likely false.")
     if int(unexplained.sum()) > 0.2 * len(gain):
         against.append(
-            f"{int(unexplained.sum())} of {len(gain)} images are explained by no pose: the particles may not be all alike."
+            f"{int(unexplained.sum())} of {len(gain)} images are explained by no pose: the particles may differ."
         )
     return numbers, against
 
@@ -197,25 +211,24 @@ def verdict(stages: Stages, determined: bool) -> str:
     return f"{count} atoms found; {agree}{precise}{doubt}the hand is not determined by projection images."
 
 
-def with_images(result: Reconstruction, seen: Seen, model: AtomicModel, left_out: AtomicModel) -> Reconstruction:
+def with_images(result: Reconstruction, seen: Seen, model: AtomicModel, left_out: AtomicModel | None) -> Reconstruction:
     """Add atoms, and what belongs to the images, in the order of the input."""
     n = len(seen.stack)
+    other = model if left_out is None else left_out
 
     def placed(fitted: Tensor, others: Tensor) -> Tensor:
-        whole = fitted.new_zeros(n, *fitted.shape[1:])
-        return whole.index_copy(0, seen.fitted, fitted).index_copy(0, seen.left_out, others.to(fitted))
+        whole = fitted.new_zeros(n, *fitted.shape[1:]).index_copy(0, seen.fitted, fitted)
+        return whole if left_out is None else whole.index_copy(0, seen.left_out, others.to(fitted))
 
-    poses = Poses(
-        placed(model.poses.rotations, left_out.poses.rotations), placed(model.poses.shifts, left_out.poses.shifts)
-    )
-    gain = placed(model.log_likelihood, left_out.log_likelihood)
+    poses = Poses(placed(model.poses.rotations, other.poses.rotations), placed(model.poses.shifts, other.poses.shifts))
+    gain = placed(model.log_likelihood, other.log_likelihood)
     held = torch.zeros(n, dtype=torch.bool).index_fill(0, seen.left_out.cpu(), True)
     columns = {"rlnLogLikeliContribution": gain}
     if seen.stack.optics is not None:
-        offset = placed(model.defocus_offsets, left_out.defocus_offsets)
+        offset = placed(model.defocus_offsets, other.defocus_offsets)
         columns["rlnDefocusU"] = seen.stack.optics.defocus[:, 0] + offset
         columns["rlnDefocusV"] = seen.stack.optics.defocus[:, 1] + offset
-    correlation = placed(model.correlation, left_out.correlation).cpu()
+    correlation = placed(model.correlation, other.correlation).cpu()
     unexplained = (gain < _UNEXPLAINED * gain.median()).cpu()
     return replace(
         result,
@@ -254,7 +267,7 @@ def map_transfer(seen: Seen, rows: Tensor, model: AtomicModel | None) -> Tensor:
     return contrast_transfer(optics, stack.box_size, stack.pixel_size).float() * filter_ * level
 
 
-def final_maps(seen: Seen, refined: RefinedMap, model: AtomicModel, radius: float) -> Maps:
+def final_maps(seen: Seen, refined: RefinedMap, model: AtomicModel | None = None) -> Maps:
     """The maps that are written, on the images' grid.
 
     The map is from the final poses and so lies in the frame of the atoms. The half maps are from the poses of the map
@@ -267,8 +280,8 @@ def final_maps(seen: Seen, refined: RefinedMap, model: AtomicModel, radius: floa
     for number in (0, 1):
         rows = ((refined.half == number) & (weights > 0)).nonzero()[:, 0]
         halves.append(weighted_map(white[rows], refined.poses[rows], transfer[rows], weights[rows]))
-    final = Poses(model.poses.rotations.float(), model.poses.shifts.float())
-    whole = weighted_map(white, final, transfer, model.weights.float())
+    final, share = (refined.poses, weights) if model is None else (model.poses, model.weights.float())
+    whole = weighted_map(white, Poses(final.rotations.float(), final.shifts.float()), transfer, share)
     mask = tight_mask(whole.values)
     fsc = fourier_shell_correlation(halves[0], halves[1], mask)
     return Maps(whole, (halves[0], halves[1]), Volume(mask, whole.voxel_size), fsc)
@@ -277,8 +290,8 @@ def final_maps(seen: Seen, refined: RefinedMap, model: AtomicModel, radius: floa
 def weighted_map(white: ImageStack, poses: Poses, transfer: Tensor, weights: Tensor) -> Volume:
     """The Wiener-filtered map of whitened images.
 
-    The prior is the same in all shells, a fraction of the strongest data weight: where the microscope transfers nothing, as
-    at low frequencies in phase contrast, the map is empty instead of full of noise.
+    The prior is the same in all shells, a fraction of the strongest data weight: where the microscope transfers
+    nothing, as at low frequencies in phase contrast, the map is empty instead of full of noise.
     """
     shell = min((white.box_size - 1) // 2, int(white.box_size * white.pixel_size / _FINEST))
     images, shifts = white.images.float(), poses.shifts / white.pixel_size
