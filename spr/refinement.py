@@ -120,7 +120,7 @@ def image_weights(gain: Tensor) -> Tensor:
 def refine_poses(
     state: RefineState, data: RefineData, settings: RefineSettings, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotations, shifts and gain (nats) of every image after some Gauss-Newton steps; shifts alone at the very first."""
+    """Rotations, shifts and gain (nats) of every image after Gauss-Newton steps; shifts alone at the very first."""
     shells = data.shells[:count]
     transforms = [oversampled_transform(values, math.ceil(float(shells[-1]))) for values in state.values]
 
