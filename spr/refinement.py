@@ -37,8 +37,8 @@ class RefineSettings:
     ridge : prior weight of an empty map, as a fraction of the mean data weight.
     """
 
-    rounds: int = 4
-    finest: float = 1.4
+    rounds: int = 3
+    finest: float = 1.5
     steps: int = 2
     ridge: float = 0.02
 
