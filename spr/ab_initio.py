@@ -230,10 +230,10 @@ def scheduled(settings: SearchSettings, images: RingImages) -> SearchSettings:
     annealing over more of them; the noise of the small subsets is what shakes the map out of wrong optima.
     """
     nats = signal_nats(images)
-    slowness = (_USUAL_NATS / max(nats, 1.0)) ** 0.65
+    slowness = math.sqrt(_USUAL_NATS / max(nats, 1.0))
     return replace(
         settings,
-        iterations=settings.iterations or round(min(max(_USUAL_ITERATIONS * slowness, 20), 150)),
+        iterations=settings.iterations or round(min(max(_USUAL_ITERATIONS * slowness, 30), 150)),
         images_per_iteration=settings.images_per_iteration or round(min(max(_USUAL_IMAGES * slowness, 60), 300)),
     )
 

@@ -12,6 +12,9 @@ from common.gridding import oversampled_adjoint, spread_channels, transform_size
 from common.masks import soft_ball
 
 
+_NEGLIGIBLE = 1e-5  # of all posterior weight; views with less are left out
+
+
 def maximise(
     sums: Tensor,
     counts: Tensor,
@@ -43,6 +46,10 @@ def maximise(
     (d, d, d).
     """
     n_shells = len(shells)
+    share = counts.sum(0)
+    seen = (share > _NEGLIGIBLE * share.sum()).nonzero()[:, 0]
+    points = points.view(len(share), -1, 3)[seen].flatten(0, 1)
+    sums, counts = sums[..., seen], counts[:, seen]
     rings = rings_from_orders(torch.complex(sums[:, :n_shells], sums[:, n_shells:]).permute(2, 1, 0))
     density = (counts.T * weights)[:, :, None].expand(rings.shape)
     return solve_map(

@@ -20,6 +20,7 @@ from common.reconstruction import accumulate, shell_density, solve_wiener
 from common.report import ImageExamples, ImageScores, Starts
 from common.resolution import FSC, fourier_shell_correlation
 from spr.consensus import Consensus
+from spr.examples import example_images
 from spr.refinement import RefinedMap
 
 _UNEXPLAINED = 0.25  # of the median gain in likelihood; below, no pose explains an image
@@ -236,6 +237,7 @@ def with_images(result: Reconstruction, seen: Seen, model: AtomicModel, left_out
         poses=poses,
         image_columns=columns,
         model=model,
+        examples=example_images(seen.stack[seen.fitted], seen.noise[seen.fitted], model, seen.fitted),
         scores=ImageScores(correlation, held_out=held, unexplained=unexplained),
     )
 
