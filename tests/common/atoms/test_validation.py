@@ -28,7 +28,9 @@ def test_images_of_nothing_are_listed(phase_objects) -> None:
     assert unexplained.tolist() == empty.tolist()
     good = torch.ones(60, dtype=torch.bool)
     good[empty] = False
-    assert float(weighted.weights[good].min()) > 0.9
+    assert float(weighted.weights[empty].max()) < 0.1
+    assert float(weighted.weights[good].min()) > 0.5
+    assert float(weighted.weights[good].mean()) > 0.98
 
 
 def test_images_left_out_are_predicted(projections) -> None:
