@@ -204,8 +204,10 @@ def verdict(stages: Stages, determined: bool) -> str:
     """The result in one sentence."""
     starts, model = stages.starts, stages.model
     agree = "" if starts is None else f"{int(starts.agrees.sum())} of {len(starts.starts)} starts agree; "
-    if model is None or (starts is None and not determined):
+    if not determined and (model is None or starts is None):
         return f"Not determined: {agree}the images do not settle a structure."
+    if model is None:
+        return f"A map and poses; {agree}no atoms were sought; the hand is not determined by projection images."
     count = len(model.positions)
     precise = "" if model.cramer_rao_pm is None else f"positions to {model.cramer_rao_pm:.1f} pm at best (Cramér-Rao); "
     doubt = "" if determined else "with doubts, see the warnings; "
