@@ -252,6 +252,11 @@ def _extent_and_noise(stack: ImageStack, batch_size: int) -> tuple[ParticleExten
     return extent, noise
 
 
+def largest_disc(stack: ImageStack) -> float:
+    """Radius, angstrom, of the largest disc that leaves enough border to learn the noise from."""
+    return largest_radius(stack.box_size) * stack.pixel_size
+
+
 def particle_radius(stack: ImageStack, *, batch_size: int = 256) -> ParticleExtent:
     """How large the particle is and how far from the box's centre it lies, from the images alone.
 

@@ -347,7 +347,7 @@ def assign(
     views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
     every = torch.arange(len(images), device=state.shifts.device)
     width = settings.shift_step / float(images.frequencies.max())
-    trials = torch.cat((trial_shifts(state.shifts, width), trial_shifts(state.shifts, 2 * width)[:, 1:]), 1)
+    trials = trial_shifts(state.shifts, width)
     found = _expect_all(images, every, trials, views, 1.0)
     return Assignment(Poses(found.rotations, found.shifts), found.best)
 

@@ -21,7 +21,7 @@ from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
-from common.noise import contrast_sign, estimate_noise, particle_radius, whiten
+from common.noise import contrast_sign, estimate_noise, largest_disc, particle_radius, whiten
 from common.rotations import point_group
 from spr.ab_initio import SearchGrid, SearchSettings, prepare, sample_rings
 from spr.consensus import Consensus, ConsensusSettings, agree
@@ -148,7 +148,8 @@ def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> 
             f"the particle has a radius of about {extent.radius:.1f} A and the box a half width of {room:.1f} A, "
             "expected free border around it: cut larger boxes"
         )
-    noise = estimate_noise(stack)
+    border = extent.radius + 2.5 * extent.shift_spread + 2 * stack.pixel_size
+    noise = estimate_noise(stack, radius=min(border, largest_disc(stack)))
     contrast = contrast_sign(stack, noise)
     if stack.optics is None and contrast.sign < 0 and contrast.significance > 3:
         warnings.append("atoms are dark in these images: the contrast was inverted")

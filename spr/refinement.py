@@ -39,7 +39,7 @@ class RefineSettings:
 
     rounds: int = 3
     finest: float = 1.5
-    steps: int = 2
+    steps: int = 1
     ridge: float = 0.02
 
     def __post_init__(self) -> None:
@@ -285,9 +285,10 @@ class RefinedMap:
 
 
 def shells_to(finest: float, grid: SearchGrid) -> Tensor:
-    """Rings from the search's first to ``finest`` angstrom, at least the search's own."""
+    """The search's rings and all finer ones up to ``finest`` angstrom."""
     last = max(int(grid.box_size * grid.voxel_size / finest), int(grid.shells[-1]))
-    return torch.arange(int(grid.shells[0]), last + 1, device=grid.shells.device).float()
+    finer = torch.arange(int(grid.shells[-1]) + 1, last + 1, device=grid.shells.device)
+    return torch.cat((grid.shells, finer.float()))
 
 
 def halve(images: RingImages, shells: Tensor, grid: SearchGrid, *, seed: int) -> RefineData:
