@@ -184,7 +184,8 @@ def prepare(
     spacing = 0.33 * finest / support  # radian; views in between lose little at the rim
     directions = settings.directions or min(4000, max(60, math.ceil(4 * math.pi / (2.1 * spacing) ** 2)))
     grid = SearchGrid(box, window / box, support, disc_radius, shells, directions)
-    return sample_rings(stack, white, noise, grid, centres, centre_sigma=0.5 * shift_spread), grid
+    centre_sigma = max(0.5 * shift_spread, 0.25 * pixel)  # the spread is measured in steps of half a pixel
+    return sample_rings(stack, white, noise, grid, centres, centre_sigma=centre_sigma), grid
 
 
 def map_box(last_shell: float) -> int:

@@ -265,8 +265,10 @@ def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequen
     """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas."""
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
-    model = run_stage("atoms/last-poses", lambda: search_unexplained(seen, model, settings), observers)
-    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
+    behind = model.log_likelihood < _LOW_GAIN * model.expected
+    if bool(behind.any()) and not bool(behind.all()):
+        model = run_stage("atoms/last-poses", lambda: search_behind(seen, model, behind, settings), observers)
+        model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
     return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
 
 
@@ -281,12 +283,9 @@ def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, setting
     return merged(rough, sure, found, doubtful)
 
 
-def search_unexplained(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicModel:
-    """Images that stay behind the others are searched once more, on a finer grid, with the refined atoms."""
-    behind = model.log_likelihood < _LOW_GAIN * model.expected
+def search_behind(seen: Seen, model: AtomicModel, behind: Tensor, settings: Settings) -> AtomicModel:
+    """Images that stay ``behind`` (m,) the others searched once more, on a finer grid, with the refined atoms."""
     low, rest = behind.nonzero()[:, 0], (~behind).nonzero()[:, 0]
-    if not len(low) or not len(rest):
-        return model
     stack, _, noise = seen.part(seen.fitted[low])
     finer = replace(
         settings.pose_search,
