@@ -66,11 +66,10 @@ def prepared(data: SimulatedData) -> tuple[RingImages, SearchGrid]:
 
 
 def test_small_search_finds_the_poses(data: SimulatedData, prepared: tuple[RingImages, SearchGrid]) -> None:
-    """Up to one rotation and the hand; of two starts the likelier one is right."""
+    """Up to one rotation and the hand."""
     images, grid = prepared
-    finer = replace(grid, directions=600)  # about 8 degrees apart, to see poses to better than the search needs
-    found = [assign(search(images, grid, SETTINGS, seed=seed), images, finer, SETTINGS, seed=seed) for seed in (0, 1)]
-    best = max(found, key=lambda assignment: float(assignment.log_likelihood.mean()))
+    finer = replace(grid, directions=400)  # to see poses to better than the search needs
+    best = assign(search(images, grid, SETTINGS, seed=0), images, finer, SETTINGS, seed=0)
     errors = []
     for flip in (torch.eye(3), torch.diag(torch.tensor([-1.0, -1.0, 1.0]))):
         rotations = flip @ best.poses.rotations
@@ -79,7 +78,7 @@ def test_small_search_finds_the_poses(data: SimulatedData, prepared: tuple[RingI
         near = geodesic_distance(frames, frames[central]) < 20
         errors.append(geodesic_distance(rotations @ mean_rotation(frames[near]), data.poses.rotations))
     error = min(errors, key=lambda e: float(e.median()))
-    assert float((error < 10).float().mean()) > 0.7
+    assert float((error < 10).float().mean()) > 0.9
     assert float((best.poses.shifts - data.poses.shifts).square().mean().sqrt()) < 0.2
 
 
