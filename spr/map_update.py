@@ -11,7 +11,6 @@ from torch import Tensor
 from common.gridding import oversampled_adjoint, spread_channels, transform_size
 from common.masks import soft_ball
 
-
 _NEGLIGIBLE = 1e-5  # of all posterior weight; views with less are left out
 
 
