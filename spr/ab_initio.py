@@ -341,14 +341,23 @@ class Assignment:
 
 
 def assign(
-    state: SearchState, images: RingImages, grid: SearchGrid, settings: SearchSettings, *, seed: int
+    state: SearchState,
+    images: RingImages,
+    grid: SearchGrid,
+    settings: SearchSettings,
+    *,
+    seed: int,
+    rows: Tensor | None = None,
 ) -> Assignment:
-    """Every image's best pose against the final map of a search, over all orientations and the shifts around it."""
+    """Every image's best pose against the final map of a search, over all orientations and the shifts around it.
+
+    rows : (k,) the images that are looked at; all when None.
+    """
     frames = random_frames(grid.directions, generator=step_generator(seed, 10**6)).to(state.values)
     views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
-    every = torch.arange(len(images), device=state.shifts.device)
+    every = torch.arange(len(images), device=state.shifts.device) if rows is None else rows
     width = settings.shift_step / float(images.frequencies.max())
-    trials = trial_shifts(state.shifts, width)
+    trials = trial_shifts(state.shifts[every], width)
     found = _expect_all(images, every, trials, views, 1.0)
     return Assignment(Poses(found.rotations, found.shifts), found.best)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from ase import Atoms
@@ -15,6 +15,8 @@ from common.data import InputError, Poses, Volume
 from common.iteration import Observer
 from spr.ab_initio import SearchGrid, SearchSettings, SearchState, assign, search
 from spr.orientation_search import RingImages
+
+_SAMPLE = 250  # images by which starts are compared
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class ConsensusSettings:
 
 @dataclass(frozen=True)
 class Start:
-    """What one start came to. log_likelihood : nats per image, mean over all images. atoms : as traced, maybe none."""
+    """What one start came to.
+
+    poses : of all images for the likeliest start, of a sample for the others. log_likelihood : nats per image, mean
+        over the sample. atoms : as traced, maybe none.
+    """
 
     state: SearchState
     poses: Poses
@@ -79,20 +85,26 @@ def agree(
     not the likelihood of a single start, is what decides.
     """
     starts: list[Start] = []
+    n = len(images)
+    sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=images.centres.device).round().long()
     agreement = torch.eye(settings.most)
     while True:
         number = len(starts)
         name = f"search/start-{number + 1}"
         own_seed = seed * 1000 + number
         state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
-        found = assign(state, images, grid, search_settings, seed=own_seed)
+        found = assign(state, images, grid, search_settings, seed=own_seed, rows=sample)
         starts.append(Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing)))
         for other in range(number):
             shared = shared_atoms(starts[other].atoms, starts[number].atoms)
             agreement[other, number] = agreement[number, other] = shared
         consensus = judge(tuple(starts), agreement[: number + 1, : number + 1], settings)
         if consensus.reached or len(starts) == settings.most:
-            return consensus
+            break
+    best = starts[consensus.best]
+    poses = assign(best.state, images, grid, search_settings, seed=seed * 1000 + consensus.best).poses
+    starts[consensus.best] = replace(best, poses=poses)
+    return replace(consensus, starts=tuple(starts))
 
 
 def judge(starts: tuple[Start, ...], agreement: Tensor, settings: ConsensusSettings) -> Consensus:

@@ -119,8 +119,10 @@ def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
         metrics["search_nats_per_image"] = starts.starts[starts.best].log_likelihood
         if not starts.reached:
             determined = False
+            count, of = int(starts.agrees.sum()), len(starts.starts)
+            who = f"of {of} starts no other" if count == 1 else f"only {count} of {of} starts"
             warnings.append(
-                f"Not determined: of {len(starts.starts)} starts no other found the same structure as the likeliest. "
+                f"Not determined: {who} found the same structure as the likeliest. "
                 "The images may be too noisy or too few, the pixel size or defocus wrong, or the particles not alike."
             )
     if stages.model is not None:
