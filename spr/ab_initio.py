@@ -185,7 +185,12 @@ def prepare(
     directions = settings.directions or min(4000, max(60, math.ceil(4 * math.pi / (2.1 * spacing) ** 2)))
     grid = SearchGrid(box, window / box, support, disc_radius, shells, directions)
     centre_sigma = max(0.5 * shift_spread, 0.25 * pixel)  # the spread is measured in steps of half a pixel
-    return sample_rings(stack, white, noise, grid, centres, centre_sigma=centre_sigma), grid
+    images = sample_rings(stack, white, noise, grid, centres, centre_sigma=centre_sigma)
+    if not settings.directions:
+        # strong images are pulled to the nearest view on a coarser grid too
+        share = min(1.0, math.sqrt(slowness(images) / 0.7))
+        grid = replace(grid, directions=math.ceil(share * directions))
+    return images, grid
 
 
 def map_box(last_shell: float) -> int:
@@ -224,18 +229,22 @@ def signal_nats(images: RingImages) -> float:
     return float((excess.clamp(min=0) * images.weights).sum()) * images.rings.shape[-1] / 2
 
 
+def slowness(images: RingImages) -> float:
+    """How slowly these images must be annealed: 1 for a usual signal, less for a stronger one."""
+    return math.sqrt(_USUAL_NATS / max(signal_nats(images), 1.0))
+
+
 def scheduled(settings: SearchSettings, images: RingImages) -> SearchSettings:
     """The settings with iterations and images per iteration chosen from the signal, where they are 0.
 
     An image of signal energy E nats settles its own pose the better the larger E is, so that weak images need a slower
     annealing over more of them; the noise of the small subsets is what shakes the map out of wrong optima.
     """
-    nats = signal_nats(images)
-    slowness = math.sqrt(_USUAL_NATS / max(nats, 1.0))
+    slow = slowness(images)
     return replace(
         settings,
-        iterations=settings.iterations or round(min(max(_USUAL_ITERATIONS * slowness, 30), 150)),
-        images_per_iteration=settings.images_per_iteration or round(min(max(_USUAL_IMAGES * slowness, 60), 300)),
+        iterations=settings.iterations or round(min(max(_USUAL_ITERATIONS * slow, 30), 150)),
+        images_per_iteration=settings.images_per_iteration or round(min(max(_USUAL_IMAGES * slow, 60), 300)),
     )
 
 
