@@ -119,7 +119,7 @@ def estimate_noise(stack: ImageStack, *, radius: float | None = None, batch_size
     _check_images(stack)
     largest = largest_radius(stack.box_size) * stack.pixel_size
     if radius is None:
-        return _extent_and_noise(stack, batch_size)[1]
+        return extent_and_noise(stack, batch_size)[1]
     if not radius > 0:
         raise InputError(f"the radius of the particle's disc is {radius}, expected a positive number of angstrom")
     if radius > largest:
@@ -240,8 +240,9 @@ def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> Pa
     return ParticleExtent(best[1] * stack.pixel_size, best[2] * stack.pixel_size)
 
 
-def _extent_and_noise(stack: ImageStack, batch_size: int) -> tuple[ParticleExtent, NoiseModel]:
-    """Radius and noise need each other: start from the corners and go in."""
+def extent_and_noise(stack: ImageStack, batch_size: int = 256) -> tuple[ParticleExtent, NoiseModel]:
+    """`particle_radius` and `estimate_noise` at once: they need each other, so start from the corners and go in."""
+    _check_images(stack)
     largest = largest_radius(stack.box_size) * stack.pixel_size
     noise = _noise_outside(stack, largest, batch_size)
     extent = _measure_extent(stack, noise, batch_size)
@@ -250,11 +251,6 @@ def _extent_and_noise(stack: ImageStack, batch_size: int) -> tuple[ParticleExten
         noise = _noise_outside(stack, outside, batch_size)
         extent = _measure_extent(stack, noise, batch_size)
     return extent, noise
-
-
-def largest_disc(stack: ImageStack) -> float:
-    """Radius, angstrom, of the largest disc that leaves enough border to learn the noise from."""
-    return largest_radius(stack.box_size) * stack.pixel_size
 
 
 def particle_radius(stack: ImageStack, *, batch_size: int = 256) -> ParticleExtent:
@@ -274,16 +270,22 @@ def particle_radius(stack: ImageStack, *, batch_size: int = 256) -> ParticleExte
     InputError : the stack is empty or an image is constant.
     """
     _check_images(stack)
-    return _extent_and_noise(stack, batch_size)[0]
+    return extent_and_noise(stack, batch_size)[0]
 
 
-def contrast_sign(stack: ImageStack, noise: NoiseModel | None = None, *, batch_size: int = 256) -> Contrast:
+def contrast_sign(
+    stack: ImageStack,
+    noise: NoiseModel | None = None,
+    extent: ParticleExtent | None = None,
+    *,
+    batch_size: int = 256,
+) -> Contrast:
     """Whether atoms are bright or dark, from the images alone.
 
     Parameters
     ----------
     stack : n images, not whitened.
-    noise : of this stack; estimated when None.
+    noise, extent : of this stack; measured when None.
 
     Returns
     -------
@@ -301,7 +303,8 @@ def contrast_sign(stack: ImageStack, noise: NoiseModel | None = None, *, batch_s
     _check_images(stack)
     if noise is None:
         noise = estimate_noise(stack, batch_size=batch_size)
-    extent = _measure_extent(stack, noise, batch_size)
+    if extent is None:
+        extent = _measure_extent(stack, noise, batch_size)
     white = whiten(stack, noise, batch_size=batch_size).images
     # back to the spectrum that the microscope gave: frequencies that it hardly passes say nothing about the sign
     weight = signal_filter(white, stack.pixel_size) / noise.filter

@@ -21,7 +21,7 @@ from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
-from common.noise import contrast_sign, estimate_noise, largest_disc, particle_radius, whiten
+from common.noise import contrast_sign, extent_and_noise, whiten
 from common.rotations import point_group
 from spr.ab_initio import SearchGrid, SearchSettings, prepare, sample_rings
 from spr.consensus import Consensus, ConsensusSettings, agree
@@ -141,16 +141,14 @@ def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> 
     if len(stack) < LEAST_IMAGES:
         raise InputError(f"{len(stack)} images, expected at least {LEAST_IMAGES} to find a structure from")
     warnings: list[str] = []
-    extent = particle_radius(stack)
+    extent, noise = extent_and_noise(stack)
     room = stack.box_size * stack.pixel_size / 2
     if extent.radius + extent.shift_spread > 0.9 * room:
         raise InputError(
             f"the particle has a radius of about {extent.radius:.1f} A and the box a half width of {room:.1f} A, "
             "expected free border around it: cut larger boxes"
         )
-    border = extent.radius + 2.5 * extent.shift_spread + 2 * stack.pixel_size
-    noise = estimate_noise(stack, radius=min(border, largest_disc(stack)))
-    contrast = contrast_sign(stack, noise)
+    contrast = contrast_sign(stack, noise, extent)
     if stack.optics is None and contrast.sign < 0 and contrast.significance > 3:
         warnings.append("atoms are dark in these images: the contrast was inverted")
         stack = replace(stack, images=-stack.images.float())
