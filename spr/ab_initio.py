@@ -2,8 +2,8 @@
 
 Each iteration scores a few random images against the current map over all orientations of a randomly turned grid, at a
 temperature that leaves a set number of poses in play, and averages them into the next map. The number of effective
-poses falls geometrically; symmetry breaks on the way down. Few images in each iteration are better than many: the noise
-of the choice shakes the map out of wrong optima.
+poses falls geometrically; symmetry breaks on the way down. At equal cost, many iterations on few images found
+the structure more often than few iterations on many; why was not tested.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def scheduled(settings: SearchSettings, images: RingImages) -> SearchSettings:
     """The settings with iterations and images per iteration chosen from the signal, where they are 0.
 
     An image of signal energy E nats settles its own pose the better the larger E is, so that weak images need a slower
-    annealing over more of them; the noise of the small subsets is what shakes the map out of wrong optima.
+    annealing over more of them. The constants were chosen on four data sets of one 68-atom cluster.
     """
     slow = slowness(images)
     return replace(

@@ -42,7 +42,7 @@ class Settings:
     element : chemical symbol of the atoms, such as Au; helps to tell atoms apart, "X" when unknown.
     seed : of all random numbers; the same seed gives the same result.
     symmetry : point group of the particle, such as C1, C2, D3, T, O, I.
-    held_out_fraction : of the images, left out of everything but the final score.
+    held_out_fraction : of the images, left out of all fits; noise and particle size are measured on all images.
     focal_spread : angstrom, rms; first guess where the file gives none, refined later.
     search : one start of the search for orientations.
     starts : how many of them, and when they agree.
