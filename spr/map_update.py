@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common.gridding import oversampled_adjoint, spread_channels, transform_size
+from common.gridding import TAPS, oversampled_adjoint, spread_channels, transform_size
 from common.masks import soft_ball
 
 _NEGLIGIBLE = 1e-5  # of all posterior weight; views with less are left out
@@ -26,6 +26,7 @@ def maximise(
     ridge: float,
     symmetry: Tensor | None = None,
     iterations: int = 5,
+    taps: int = TAPS,
 ) -> Tensor:
     """The next map: least squares over the averaged views, limited to a ball, by conjugate gradients from the last map.
 
@@ -38,7 +39,7 @@ def maximise(
     support : radius of the ball, voxels; at most a quarter of the box.
     ridge : prior weight of an empty map, as a fraction of the mean data weight.
     symmetry : (g, 3, 3) rotations of the particle onto itself.
-    iterations : of the conjugate gradients.
+    iterations : of the conjugate gradients. taps : of the gridding window, 2 (fast) or 4.
 
     Returns
     -------
@@ -61,6 +62,7 @@ def maximise(
         ridge=ridge,
         symmetry=symmetry,
         iterations=iterations,
+        taps=taps,
     )
 
 
@@ -75,6 +77,7 @@ def solve_map(
     ridge: float,
     symmetry: Tensor | None = None,
     iterations: int = 5,
+    taps: int = TAPS,
 ) -> Tensor:
     """Least squares of a map in a ball over samples of its transform, by conjugate gradients from ``values``.
 
@@ -82,7 +85,7 @@ def solve_map(
     ----------
     samples : (q,) complex, weighted; density : (q,) their weights; points : (q, 3) where, in steps of the oversampled
         transform.
-    values, support, ridge, symmetry, iterations : as for `maximise`.
+    values, support, ridge, symmetry, iterations, taps : as for `maximise`.
     max_shell : outermost shell of the samples.
 
     Notes
@@ -100,11 +103,11 @@ def solve_map(
     totals = [values.new_zeros(size, size, size) for _ in channels]
     group = torch.eye(3, device=values.device)[None] if symmetry is None else symmetry
     for element in group.to(points):
-        for total, more in zip(totals, spread_channels(channels, points @ element, size), strict=True):
+        for total, more in zip(totals, spread_channels(channels, points @ element, size, taps=taps), strict=True):
             total += more
     ball = soft_ball(d, support, edge=1.5).to(values)
-    right = ball * oversampled_adjoint(torch.complex(totals[0], totals[1]), d)
-    kernel = convolution_kernel(totals[2], d)
+    right = ball * oversampled_adjoint(torch.complex(totals[0], totals[1]), d, taps=taps)
+    kernel = convolution_kernel(totals[2], d, taps=taps)
     level = kernel[kernel > 0.1 * kernel.max()].mean() * ridge
     return conjugate_gradients(
         lambda v: ball * convolve(ball * v, kernel) + level * v, right, ball * values, iterations
@@ -123,13 +126,13 @@ def rings_from_orders(orders: Tensor) -> Tensor:
     return torch.fft.ifft(torch.cat((orders, mirrored), -1), dim=-1)[..., :half]
 
 
-def convolution_kernel(density: Tensor, box_size: int) -> Tensor:
+def convolution_kernel(density: Tensor, box_size: int, *, taps: int = TAPS) -> Tensor:
     """The point spread of a sampling density (m, m, m), as ``rfftn`` on twice the box; real.
 
     It is known out to half the box, which is the largest distance within a support of a quarter of the box.
     """
     both = (density + density.flip((0, 1, 2))) / 2
-    spread = oversampled_adjoint(torch.complex(both, torch.zeros_like(both)), box_size)
+    spread = oversampled_adjoint(torch.complex(both, torch.zeros_like(both)), box_size, taps=taps)
     padded = spread.new_zeros((2 * box_size,) * 3)
     first = box_size - box_size // 2
     inside = slice(first, first + box_size)

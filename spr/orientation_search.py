@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.data import ImageStack, Optics
-from common.gridding import OVERSAMPLING, interpolate_points, oversampled_transform
+from common.gridding import OVERSAMPLING, TAPS, interpolate_points, oversampled_transform
 from common.image_formation import aberration_phase, electron_wavelength, temporal_envelope
 from common.noise import NoiseModel
 from common.rotations import fibonacci_directions, random_rotations, rotations_to_directions
@@ -125,7 +125,9 @@ def random_frames(n_directions: int, *, generator: torch.Generator) -> Tensor:
     return rotations_to_directions(turned, torch.zeros(n_directions, dtype=turned.dtype))
 
 
-def views_of(values: Tensor, frames: Tensor, shells: Tensor, n_angles: int, weights: Tensor) -> Views:
+def views_of(
+    values: Tensor, frames: Tensor, shells: Tensor, n_angles: int, weights: Tensor, *, taps: int = TAPS
+) -> Views:
     """Take the views of a map.
 
     Parameters
@@ -135,12 +137,13 @@ def views_of(values: Tensor, frames: Tensor, shells: Tensor, n_angles: int, weig
     shells : (s,) ring radii in steps of 1 / (d voxel_size).
     n_angles : samples on a whole ring, even.
     weights : (s,) ring weights, `RingImages.weights`.
+    taps : of the gridding window, 2 (fast) or 4.
     """
     half = n_angles // 2
     in_plane = (OVERSAMPLING * ring_vectors(shells, n_angles)[:, :half]).reshape(-1, 2)
     points = (in_plane @ frames[:, :2, :]).reshape(-1, 3)
-    transform = oversampled_transform(values, math.ceil(float(shells.max())))
-    slices = interpolate_points(transform, points).view(len(frames), len(shells), half)
+    transform = oversampled_transform(values, math.ceil(float(shells.max())), taps=taps)
+    slices = interpolate_points(transform, points, taps=taps).view(len(frames), len(shells), half)
     rings = torch.cat((slices, slices.conj()), -1)
     spectra = torch.fft.fft(rings, dim=-1)[..., : half + 1] * weights[:, None]
     stacked = torch.cat((spectra.real, spectra.imag), 1).permute(2, 1, 0).contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.data import InputError, Poses, Volume
 from common.fourier import resample_fourier
-from common.gridding import OVERSAMPLING, interpolate_with_gradient, oversampled_transform
+from common.gridding import OVERSAMPLING, interpolate_channels, transform_and_slopes
 from common.iteration import Observer, State, run, step_generator
 from common.parallel import map_over_shards
 from common.resolution import FSC, fourier_shell_correlation
@@ -122,7 +122,7 @@ def refine_poses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotations, shifts and gain (nats) of every image after Gauss-Newton steps; shifts alone at the very first."""
     shells = data.shells[:count]
-    transforms = [oversampled_transform(values, math.ceil(float(shells[-1]))) for values in state.values]
+    transforms = [transform_and_slopes(values, math.ceil(float(shells[-1]))) for values in state.values]
 
     def of_shard(rows: Tensor) -> tuple[Tensor, ...]:
         rows = rows.to(state.shifts.device)
@@ -169,7 +169,7 @@ def fit_poses(
 
     Parameters
     ----------
-    transform : (m, m, m) oversampled transform of the map. index : (k,) images.
+    transform : (m, m, m, 4) `transform_and_slopes` of the map. index : (k,) images.
     rotations, shifts : (k, 3, 3), (k, 2) where to start. count : rings used.
     steps : in all; the first ``shifts_only`` of them move the shift alone.
 
@@ -222,7 +222,7 @@ def model_and_columns(
     k, q = len(rotations), len(vectors)
     scale = OVERSAMPLING * window
     points = (vectors * scale) @ rotations[:, :2, :]
-    values, gradient = interpolate_with_gradient(transform, points.reshape(-1, 3))
+    values, gradient = interpolate_channels(transform, points.reshape(-1, 3)).split((1, 3), dim=1)
     phase = -2 * math.pi * (shifts @ vectors.T)
     factor = transfer * torch.polar(torch.ones_like(phase), phase)
     model = values.view(k, q) * factor

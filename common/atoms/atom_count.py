@@ -148,6 +148,7 @@ def score_map(model: AtomicModel, data: Measurement, points: Tensor, settings: R
     views, priors = views_of(parameters), priors_of(settings)
     blur = shape_transform(parameters, data)
     half = band.box * band.pixel_size / 2
+    places = points.to(band.scale)  # single precision: looked up to a thousandth of a pixel
 
     def gradient(shard: Tensor) -> tuple[Tensor, ...]:
         total = torch.zeros(len(points), dtype=torch.float64, device=points.device)
@@ -159,7 +160,9 @@ def score_map(model: AtomicModel, data: Measurement, points: Tensor, settings: R
             rest = rest * (exposure.gain * model.weights[batch].to(exposure.gain))[:, None]
             back = cotangent(exposure.wave, rest, band)
             back = torch.fft.irfft2(torch.fft.rfft2(back) * blur, s=(band.box, band.box))
-            flat = (points @ view.rotations.mT)[..., :2] + (view.shifts - part.origins.double())[:, None]
+            flat = places @ view.rotations[:, :2].to(places).mT + (view.shifts - part.origins.double())[:, None].to(
+                places
+            )
             # grid_sample counts from the outer edges of the first and last pixels, -1 to 1; pixel d // 2 is the origin
             offset = band.pixel_size * (band.box // 2 + 0.5) - half
             grid = ((flat + offset) / half).to(back)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.data import InputError, Poses
 from common.fourier import resample_fourier
-from common.gridding import oversampled_transform
+from common.gridding import transform_and_slopes
 from common.resolution import shell_correlation
 from common.rotations import geodesic_distance, mean_rotation, random_rotations, rotation_from_vector
 from spr.ab_initio import SearchGrid, map_box
@@ -88,23 +88,23 @@ def moved_off(shifts: Tensor, length: float, seed: int) -> Tensor:
     return shifts + length * step / step.norm(dim=1, keepdim=True)
 
 
-def test_derivatives_are_finite_differences() -> None:
-    transform = oversampled_transform(map_of(atom_positions(), torch.float64), 9)
-    rotations = random_rotations(3, generator=generator(1), dtype=torch.float64)
-    shifts = 0.4 * torch.randn(3, 2, generator=generator(2), dtype=torch.float64)
-    vectors = ring_vectors(SHELLS.double() / WINDOW, 16)[:, :8].reshape(-1, 2)
-    transfer = 0.5 + torch.rand(3, len(vectors), generator=generator(3), dtype=torch.float64)
+def test_derivatives_are_those_of_the_images_of_the_atoms() -> None:
+    rotations = random_rotations(3, generator=generator(1))
+    shifts = 0.4 * torch.randn(3, 2, generator=generator(2))
+    vectors = ring_vectors(SHELLS / WINDOW, ANGLES)[:, : ANGLES // 2].reshape(-1, 2)
+    transfer = data_of(rotations, shifts).images.transfer[:, :, : ANGLES // 2].flatten(1)
 
-    def model(change: Tensor) -> Tensor:
-        turned = rotation_from_vector(change[:3]) @ rotations
-        return model_and_columns(transform, turned, shifts + change[3:], vectors, transfer, WINDOW)[0]
+    def exact(change: Tensor) -> Tensor:
+        moved = data_of(rotation_from_vector(change[:3]) @ rotations, shifts + change[3:])
+        return moved.images.rings[:, :, : ANGLES // 2].flatten(1)
 
+    transform = transform_and_slopes(map_of(atom_positions()), 9)
     columns = model_and_columns(transform, rotations, shifts, vectors, transfer, WINDOW)[1]
     for i in range(5):
-        change = torch.zeros(5, dtype=torch.float64)
-        change[i] = 1e-5
-        difference = (model(change) - model(-change)) / 2e-5
-        assert float((columns[..., i] - difference).abs().max()) < 1e-4 * float(difference.abs().max())
+        change = torch.zeros(5)
+        change[i] = 5e-3
+        difference = (exact(change) - exact(-change)) / 1e-2
+        assert float((columns[..., i] - difference).abs().max()) < 3e-3 * float(difference.abs().max())
 
 
 def test_model_is_the_image_of_the_atoms() -> None:
@@ -114,7 +114,7 @@ def test_model_is_the_image_of_the_atoms() -> None:
     vectors = data.images.ring_vectors()[:, : ANGLES // 2].reshape(-1, 2)
     transfer = data.images.transfer[:, :, : ANGLES // 2].flatten(1)
     model, _ = model_and_columns(
-        oversampled_transform(map_of(atom_positions()), 9), rotations, shifts, vectors, transfer, WINDOW
+        transform_and_slopes(map_of(atom_positions()), 9), rotations, shifts, vectors, transfer, WINDOW
     )
     measured = data.images.rings[:, :, : ANGLES // 2].flatten(1)
     assert float((model - measured).abs().max()) < 3e-3 * float(measured.abs().max())
@@ -124,7 +124,7 @@ def test_poses_three_degrees_off_come_back() -> None:
     truth = random_rotations(12, generator=generator(1))
     shifts = 0.4 * torch.randn(12, 2, generator=generator(2))
     data = data_of(truth, shifts)
-    transform = oversampled_transform(map_of(atom_positions()), 9)
+    transform = transform_and_slopes(map_of(atom_positions()), 9)
     rotations, found, gain = fit_poses(
         transform,
         data,
@@ -145,7 +145,7 @@ def test_poses_three_degrees_off_come_back() -> None:
 def test_the_best_pose_on_the_way_is_kept() -> None:
     truth = random_rotations(10, generator=generator(1))
     data = data_of(truth, torch.zeros(10, 2), noise=1.0)
-    transform = oversampled_transform(map_of(atom_positions()), 9)
+    transform = transform_and_slopes(map_of(atom_positions()), 9)
     far = turned_off(truth, 25.0, 5)  # where linear steps mislead
     gains = [
         fit_poses(transform, data, torch.arange(10), far, torch.zeros(10, 2), len(SHELLS), steps=steps, shifts_only=0)[
@@ -160,7 +160,7 @@ def test_the_best_pose_on_the_way_is_kept() -> None:
 def test_the_first_steps_move_the_shift_alone() -> None:
     truth = random_rotations(5, generator=generator(1))
     data = data_of(truth, torch.zeros(5, 2))
-    transform = oversampled_transform(map_of(atom_positions()), 9)
+    transform = transform_and_slopes(map_of(atom_positions()), 9)
     off = turned_off(truth, 2.0, 5)
     rotations, shifts, _ = fit_poses(
         transform, data, torch.arange(5), off, torch.full((5, 2), 0.15), len(SHELLS), steps=2, shifts_only=2
