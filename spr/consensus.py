@@ -13,8 +13,9 @@ from common.atoms.comparison import same_structure
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.data import InputError, Poses, Volume
 from common.iteration import Observer
-from spr.ab_initio import SearchGrid, SearchSettings, SearchState, assign, search
+from spr.ab_initio import SearchSettings, SearchState, assign, search
 from spr.orientation_search import RingImages
+from spr.ring_sampling import SearchGrid
 
 _SAMPLE = 250  # images by which starts are compared
 

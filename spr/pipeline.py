@@ -19,16 +19,18 @@ from common.atoms.pose_search import PoseSearchSettings, search_poses
 from common.atoms.refinement import RefinementSettings, refine_model
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.tracing import TracingSettings, find_atoms
+from common.atoms.validation import search_unseen, with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
 from common.rotations import point_group
-from spr.ab_initio import SearchGrid, SearchSettings, prepare, sample_rings
+from spr.ab_initio import SearchSettings, prepare
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
 from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, RefineSettings, halve, map_of_poses, refine, shells_to
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
+from spr.ring_sampling import SearchGrid, sample_rings
 
 LEAST_IMAGES = 20
 _CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found
@@ -260,12 +262,19 @@ def improve(
 
 
 def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
-    """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas."""
+    """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas.
+
+    Images that no pose explains weigh little in the last refinement.
+    """
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
     behind = model.log_likelihood < _LOW_GAIN * model.expected
-    if bool(behind.any()) and not bool(behind.all()):
+    again = bool(behind.any()) and not bool(behind.all())
+    if again:
         model = run_stage("atoms/last-poses", lambda: search_behind(seen, model, behind, settings), observers)
+    weighted, unexplained = with_robust_weights(model)
+    if again or len(unexplained):
+        model = weighted if len(unexplained) else model
         model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
     return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
 
@@ -303,4 +312,4 @@ def settle_count(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicMo
 def score_left_out(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
     """The model with the poses of the images that were left out, and their likelihood."""
     stack, _, noise = seen.part(seen.left_out)
-    return run_stage("atoms/left-out", lambda: search_poses(stack, noise, model, settings.pose_search), observers)
+    return run_stage("atoms/left-out", lambda: search_unseen(model, stack, noise, settings.pose_search), observers)

@@ -19,9 +19,9 @@ from common.iteration import Observer, State, run, step_generator
 from common.parallel import map_over_shards
 from common.resolution import FSC, fourier_shell_correlation
 from common.rotations import rotation_from_vector
-from spr.ab_initio import SearchGrid, map_box
 from spr.map_update import solve_map
 from spr.orientation_search import RingImages
+from spr.ring_sampling import SearchGrid, map_box
 
 _LARGEST_TURN = math.radians(4.0)  # of one Gauss-Newton step; a map at 2 angstrom is linear about so far
 _LARGEST_SHIFT = 0.3  # angstrom

@@ -166,7 +166,7 @@ def judge_model(
 ) -> tuple[dict[str, float], list[str]]:
     """Numbers about the atoms, and sentences about what speaks against them."""
     gain = model.log_likelihood
-    unexplained = gain < _UNEXPLAINED * gain.median()
+    unexplained = unexplained_images(gain, model.weights)
     numbers = {
         "atoms": float(len(model.positions)),
         "nats_per_image": float(gain.mean()),
@@ -202,6 +202,11 @@ def judge_model(
     return numbers, against
 
 
+def unexplained_images(gain: Tensor, weights: Tensor) -> Tensor:
+    """(n,) booleans: images that no pose explains, by their gain in likelihood or their weight in the refinement."""
+    return (gain < _UNEXPLAINED * gain.median()) | (weights < 0.5)
+
+
 def verdict(stages: Stages, determined: bool) -> str:
     """The result in one sentence."""
     starts, model = stages.starts, stages.model
@@ -234,7 +239,7 @@ def with_images(result: Reconstruction, seen: Seen, model: AtomicModel, left_out
         columns["rlnDefocusU"] = seen.stack.optics.defocus[:, 0] + offset
         columns["rlnDefocusV"] = seen.stack.optics.defocus[:, 1] + offset
     correlation = placed(model.correlation, other.correlation).cpu()
-    unexplained = (gain < _UNEXPLAINED * gain.median()).cpu()
+    unexplained = unexplained_images(gain, placed(model.weights, other.weights)).cpu()
     return replace(
         result,
         atoms=model.to_ase(),

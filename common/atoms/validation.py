@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,55 +13,28 @@ from common.data import ImageStack, Poses
 from common.noise import NoiseModel
 
 
-@dataclass(frozen=True)
-class HeldOutScore:
-    """How images left out of a refinement agree with its model, poses searched.
-
-    nats_per_image : mean gain in log-likelihood over no particle. correlation : mean, of whitened image and model.
-    explained : share of the images that the model explains, `image_weights` > 0.5.
-    log_likelihood, correlations : (m,) of each image.
-    """
-
-    nats_per_image: float
-    correlation: float
-    explained: float
-    log_likelihood: Tensor
-    correlations: Tensor
-
-
-def held_out_score(
-    model: AtomicModel,
-    stack: ImageStack,
-    noise: NoiseModel,
-    settings: PoseSearchSettings | None = None,
-    *,
-    poses: Poses | None = None,
-) -> HeldOutScore:
-    """Search the poses of images that the model has not seen, and measure how well it predicts them.
+def search_unseen(
+    model: AtomicModel, stack: ImageStack, noise: NoiseModel, settings: PoseSearchSettings | None = None
+) -> AtomicModel:
+    """The model with the poses of images that it has not seen, searched from nothing.
 
     Parameters
     ----------
     model : refined without these images.
-    stack, noise : the images left out, raw, and their noise.
-    poses : centres of the shift search; None: the centre of the box (then ``settings.reach`` must cover the shifts).
+    stack, noise : m images left out, raw, and their noise; ``settings.reach`` must cover their shifts.
+
+    Returns
+    -------
+    The model with m poses; its ``log_likelihood`` and ``correlation`` say how well it predicts each image.
 
     Notes
     -----
     The search itself fits noise: a wrong model gains about 10 to 30 nats an image too.
     """
-    if poses is None:
-        eye = torch.eye(3, dtype=torch.float64, device=model.positions.device).expand(len(stack), 3, 3)
-        poses = Poses(eye, eye.new_zeros(len(stack), 2))
+    eye = torch.eye(3, dtype=torch.float64, device=model.positions.device).expand(len(stack), 3, 3)
     parameters = replace(model.parameters, gains=model.positions.new_zeros(0))
-    found = search_poses(stack, noise, replace(model, parameters=parameters), settings, poses=poses)
-    weights = image_weights(found)
-    return HeldOutScore(
-        float(found.log_likelihood.mean()),
-        float(found.correlation.mean()),
-        float((weights > 0.5).double().mean()),
-        found.log_likelihood,
-        found.correlation,
-    )
+    unseen = replace(model, parameters=parameters, weights=model.weights.new_zeros(0))
+    return search_poses(stack, noise, unseen, settings, poses=Poses(eye, eye.new_zeros(len(stack), 2)))
 
 
 def image_weights(model: AtomicModel) -> Tensor:
@@ -70,8 +43,7 @@ def image_weights(model: AtomicModel) -> Tensor:
     Notes
     -----
     Of an image x with its model M in white noise, ``(<x, M> - |M|^2) / |M|`` is normal with variance 1 when the model
-    is
-    right. An image is doubted when it falls short by five times the spread seen over all images (median absolute
+    is right. An image is doubted when it falls short by five times the spread seen over all images (median absolute
     deviation, at least 1).
     """
     # an image of noise may fit a defocus at which the model vanishes: at least half the usual gain is expected of it

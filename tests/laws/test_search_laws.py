@@ -20,11 +20,12 @@ from common.iteration import State
 from common.noise import estimate_noise, whiten
 from common.rotations import geodesic_distance
 from common.simulation import simulate_images
-from spr.ab_initio import SearchGrid, SearchSettings, assign, prepare, search, start, step, trial_shifts
+from spr.ab_initio import SearchSettings, assign, prepare, search, start, step, trial_shifts
 from spr.orientation_search import RingImages, expectation, log_likelihoods, random_frames, views_of
 from spr.refinement import RefineData, RefineSettings, RefineState, halve, map_box
 from spr.refinement import start as start_refinement
 from spr.refinement import step as refine_step
+from spr.ring_sampling import SearchGrid
 
 SETTINGS = SearchSettings(
     iterations=5,

@@ -13,22 +13,9 @@ from common.data import InputError
 from common.noise import estimate_noise, particle_radius, whiten
 from common.rotations import geodesic_distance, mean_rotation
 from common.simulation import SimulatedData, simulate_images
-from spr.ab_initio import (
-    SearchGrid,
-    SearchSettings,
-    assign,
-    disc_mask,
-    effective_poses,
-    map_box,
-    prepare,
-    search,
-    signal_rings,
-    signal_to_noise,
-    start,
-    trial_shifts,
-    volume_of,
-)
+from spr.ab_initio import SearchSettings, assign, effective_poses, prepare, search, start, trial_shifts, volume_of
 from spr.orientation_search import RingImages, views_of
+from spr.ring_sampling import SearchGrid, disc_mask, map_box, signal_rings, signal_to_noise
 
 PIXEL = 0.4
 
@@ -104,7 +91,7 @@ def test_noise_has_no_signal_and_a_wrong_scale_is_refused() -> None:
     white = torch.randn(200, 40, 40, generator=generator(0))
     ratio = signal_to_noise(white, PIXEL, 6.0, torch.tensor([0.1, 0.3, 0.6]))
     assert float(ratio.max()) < 0.1
-    with pytest.raises(InputError, match="no signal beyond 4 angstrom"):
+    with pytest.raises(InputError, match="no signal above their noise"):
         signal_rings(white, 4.0, 60.0, 160.0, outlines=True)  # Nyquist is at 8 angstrom
 
 

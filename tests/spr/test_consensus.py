@@ -9,8 +9,9 @@ from ase import Atoms
 from common.atoms.tracing import TracingSettings
 from common.data import InputError, Poses
 from common.rotations import random_rotations
-from spr.ab_initio import SearchGrid, SearchState
+from spr.ab_initio import SearchState
 from spr.consensus import ConsensusSettings, Start, judge, shared_atoms, traced
+from spr.ring_sampling import SearchGrid
 
 SETTINGS = ConsensusSettings(most=4, agreeing=2, same_atoms=0.7)
 

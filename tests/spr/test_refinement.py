@@ -14,7 +14,6 @@ from common.fourier import resample_fourier
 from common.gridding import transform_and_slopes
 from common.resolution import shell_correlation
 from common.rotations import geodesic_distance, mean_rotation, random_rotations, rotation_from_vector
-from spr.ab_initio import SearchGrid, map_box
 from spr.orientation_search import RingImages, ring_vectors
 from spr.refinement import (
     RefineData,
@@ -31,6 +30,7 @@ from spr.refinement import (
     start,
     step,
 )
+from spr.ring_sampling import SearchGrid, map_box
 
 WINDOW, SIGMA, RADIUS, ANGLES = 20.8, 0.6, 5.0, 48
 SHELLS = torch.arange(1.0, 10.0)

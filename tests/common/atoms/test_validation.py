@@ -8,7 +8,7 @@ import torch
 
 from common.atoms.pose_search import PoseSearchSettings
 from common.atoms.refinement import refine_atoms
-from common.atoms.validation import held_out_score, with_robust_weights
+from common.atoms.validation import search_unseen, with_robust_weights
 from common.data import ImageStack
 from common.noise import estimate_noise
 
@@ -37,9 +37,21 @@ def test_images_left_out_are_predicted(projections) -> None:
     kept, left = torch.arange(0, 50), torch.arange(50, 60)
     stack, noise = projections.stack, projections.noise
     model = refine_atoms(stack[kept], noise[kept], projections.atoms, projections.poses[kept])
-    score = held_out_score(model, stack[left], noise[left], REACH)
-    assert score.explained == 1.0
-    assert score.nats_per_image > 0.8 * float(model.log_likelihood.mean())
+    found = search_unseen(model, stack[left], noise[left], REACH)
+    assert len(with_robust_weights(found)[1]) == 0
+    assert float(found.log_likelihood.mean()) > 0.8 * float(model.log_likelihood.mean())
+    assert torch.equal(found.positions, model.positions)
+
+
+def test_as_many_images_left_out_as_fitted_do_not_inherit_poses(projections) -> None:
+    """The poses of the fitted images must not become candidates for others, not even for the same ones."""
+    rows, stack, noise = torch.arange(10), projections.stack, projections.noise
+    model = refine_atoms(stack[rows], noise[rows], projections.atoms, projections.poses[rows])
+    nowhere = replace(
+        model, parameters=replace(model.parameters, shifts=torch.full_like(model.parameters.shifts, 50.0))
+    )
+    a, b = (search_unseen(m, stack[rows], noise[rows], REACH) for m in (model, nowhere))
+    assert torch.equal(a.poses.rotations, b.poses.rotations)
 
 
 def test_a_wrong_model_predicts_little(projections) -> None:
@@ -48,8 +60,8 @@ def test_a_wrong_model_predicts_little(projections) -> None:
     generator = torch.Generator().manual_seed(1)
     scrambled = model.positions + 1.5 * torch.randn(20, 3, generator=generator, dtype=torch.float64)
     wrong = replace(model, parameters=replace(model.parameters, positions=scrambled))
-    right = held_out_score(model, stack[left], noise[left], REACH)
-    assert held_out_score(wrong, stack[left], noise[left], REACH).correlation < 0.6 * right.correlation
+    right, other = (search_unseen(m, stack[left], noise[left], REACH) for m in (model, wrong))
+    assert float(other.correlation.mean()) < 0.6 * float(right.correlation.mean())
 
 
 def test_the_stack_is_not_changed(projections) -> None:
