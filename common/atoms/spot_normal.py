@@ -1,0 +1,269 @@
+"""Normal equations of atoms against images, never formed: products with a vector, own parameters eliminated.
+
+With the derivatives A of the images by the shared parameters (atoms), B by an image's own (pose, scale, blur,
+background), inverse variances W and the priors' P, the reduced matrix is ``A' (W - W B (B' W B + P)^-1 B' W) A`` (Schur
+complement [1]_, section 6.1).
+
+References
+----------
+.. [1] B. Triggs et al., "Bundle Adjustment - A Modern Synthesis", LNCS 1883, 298 (2000).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.atoms.spot_image import (
+    CountNoise,
+    SpotParameters,
+    basis_for,
+    image_batches,
+    lay_out,
+    signal_of,
+    variances,
+)
+from common.atoms.spot_rendering import Patches, correlate_spots, render_spots, spot_information
+from common.data import ImageStack
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A vector of the shared parameters. atoms : (n, 4) height and position. widening : (g,) variance of each group,
+    angstrom^2, at unchanged overlap: the heights go along."""
+
+    atoms: Tensor
+    widening: Tensor
+
+    def __add__(self, other: Shared) -> Shared:
+        return Shared(self.atoms + other.atoms, self.widening + other.widening)
+
+    def __mul__(self, factor: float | Tensor) -> Shared:
+        return Shared(self.atoms * factor, self.widening * factor)
+
+    def dot(self, other: Shared) -> Tensor:
+        return (self.atoms * other.atoms).sum() + (self.widening * other.widening).sum()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some images, linearised. weight, residual : (b, d, d). columns : (b, q, d^2). inverse : (b, q, q)."""
+
+    parameters: SpotParameters
+    patches: Patches
+    weight: Tensor
+    residual: Tensor
+    columns: Tensor
+    inverse: Tensor
+    slope: Tensor
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """The images about some parameters.
+
+    groups : (n,) group of each atom that widens alike. precision : of the priors on the shared parameters.
+    """
+
+    batches: tuple[_Batch, ...]
+    groups: Tensor
+    precision: Shared
+    pixel_size: float
+
+
+def linearise(
+    parameters: SpotParameters,
+    stack: ImageStack,
+    noise: CountNoise,
+    *,
+    groups: Tensor,
+    precision: Shared,
+    own_precision: Tensor,
+    own_offset: Tensor,
+    batch_size: int,
+) -> Linearised:
+    """Prepare the products.
+
+    Parameters
+    ----------
+    own_precision : (m, 7 + k) of the priors on each image's own parameters; infinite: not refined.
+    own_offset : (m, 7 + k) how far they are from what the prior expects.
+    """
+    basis, batches = basis_for(parameters, stack), []
+    for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
+        part, images = parameters.images(rows), stack.images[rows].to(basis)
+        patches = lay_out(part, stack)
+        signal = signal_of(part, patches)
+        expected = signal + torch.einsum("mk,kyx->myx", part.backgrounds.to(basis), basis)
+        weight = 1 / noise.images(rows).variance(expected, signal)
+        residual = (images - expected) * weight
+        free = torch.isfinite(own_precision[rows])
+        columns = _own_columns(part, patches, signal, basis, stack.pixel_size) * free[:, :, None].to(basis)
+        prior = torch.where(free, own_precision[rows], 1.0)
+        normal = torch.einsum("mqp,mp,mrp->mqr", columns, weight.flatten(1), columns).double()
+        inverse = torch.linalg.inv(normal + torch.diag_embed(prior))
+        slope = (columns @ residual.flatten(1)[..., None])[..., 0].double()
+        slope = torch.where(free, slope - prior * own_offset[rows], 0.0)
+        batches.append(_Batch(part, patches, weight, residual, columns, inverse, slope))
+    return Linearised(tuple(batches), groups, precision, stack.pixel_size)
+
+
+def _own_columns(part: SpotParameters, patches: Patches, signal: Tensor, basis: Tensor, pixel_size: float) -> Tensor:
+    """(b, 7 + k, d^2) derivatives of the images by turns, shift, log scale, blur, background."""
+    amplitude = (part.scales[:, None] * part.heights).to(basis)
+    view = (part.positions @ part.rotations.mT).to(basis) / pixel_size
+    x, y, z = view.unbind(-1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x) / pixel_size
+    moves = ((zero, -z), (z, zero), (-y, x), (one, zero), (zero, one))
+    drawn = [render_spots(patches, 0 * amplitude, amplitude[..., None] * torch.stack(move, -1)) for move in moves]
+    drawn.append(signal)
+    drawn.append(render_spots(patches, 0 * amplitude, None, amplitude / pixel_size**2))
+    whole = torch.stack(drawn, 1).flatten(2)
+    return torch.cat((whole, basis.flatten(1).expand(len(whole), -1, -1)), 1)
+
+
+def _along(batch: _Batch, system: Linearised, vector: Shared) -> Tensor:
+    """How the images of a batch change with the shared parameters, (b, d, d)."""
+    part, pixel = batch.parameters, system.pixel_size
+    scale, kind = part.scales[:, None], batch.weight.dtype
+    wide = vector.widening[system.groups] / pixel**2
+    rise = vector.atoms[:, 0] + part.heights * wide / (2 * variances(part, pixel))
+    move = (scale * part.heights)[..., None] * (vector.atoms[:, 1:] @ part.rotations[:, :2].mT) / pixel
+    return render_spots(batch.patches, (scale * rise).to(kind), move.to(kind), (scale * part.heights * wide).to(kind))
+
+
+def _across(batch: _Batch, system: Linearised, images: Tensor) -> Shared:
+    """The adjoint of `_along`."""
+    return _sum_over_images(batch, system, correlate_spots(images, batch.patches).double())
+
+
+def _sum_over_images(batch: _Batch, system: Linearised, found: Tensor) -> Shared:
+    part, pixel = batch.parameters, system.pixel_size
+    scale = part.scales[:, None]
+    height = (scale * found[..., 0]).sum(0)
+    place = ((scale * part.heights)[..., None] * (found[..., 1:3] @ part.rotations[:, :2])).sum(0) / pixel
+    wide = scale * part.heights * (found[..., 3] + found[..., 0] / (2 * variances(part, pixel))) / pixel**2
+    total = torch.zeros_like(system.precision.widening).index_add_(0, system.groups, wide.sum(0))
+    return Shared(torch.cat((height[:, None], place), 1), total)
+
+
+def _reduced(batch: _Batch, images: Tensor) -> Tensor:
+    """``(W - W B (B' W B + P)^-1 B' W) images``."""
+    weighted = batch.weight * images
+    inner = (batch.columns @ weighted.flatten(1)[..., None]).double()
+    own = (batch.inverse @ inner).to(images)
+    return weighted - batch.weight * (batch.columns.mT @ own).reshape(images.shape)
+
+
+def product(system: Linearised, vector: Shared) -> Shared:
+    """The reduced matrix, priors included, times a vector."""
+    total = Shared(system.precision.atoms * vector.atoms, system.precision.widening * vector.widening)
+    for batch in system.batches:
+        total = total + _across(batch, system, _reduced(batch, _along(batch, system, vector)))
+    return total
+
+
+def image_slope(system: Linearised, factors: Tensor | None = None) -> Shared:
+    """The gradient of the log-likelihood, own parameters eliminated, without the priors on the shared ones.
+
+    factors : (m,) what the gradient of each image is multiplied by; 1 when None.
+    """
+    total, first = system.precision * 0.0, 0
+    for batch in system.batches:
+        own = (batch.inverse @ batch.slope[..., None]).to(batch.weight)
+        rest = batch.residual - batch.weight * (batch.columns.mT @ own).reshape(batch.residual.shape)
+        if factors is not None:
+            rest = rest * factors[first : first + len(rest), None, None].to(rest)
+        first += len(rest)
+        total = total + _across(batch, system, rest)
+    return total
+
+
+def noise_slope(system: Linearised, generator: torch.Generator) -> Shared:
+    """The gradient that images of noise alone would have, drawn with the variances of the model."""
+    total = system.precision * 0.0
+    for batch in system.batches:
+        shape, kind = batch.weight.shape, batch.weight.dtype
+        drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=kind) / batch.weight.sqrt()
+        total = total + _across(batch, system, _reduced(batch, drawn))
+    return total
+
+
+def own_step(system: Linearised, vector: Shared) -> Tensor:
+    """(m, 7 + k) the step of each image's own parameters that goes with a step of the shared ones."""
+    steps = []
+    for batch in system.batches:
+        weighted = batch.weight * _along(batch, system, vector)
+        inner = (batch.columns @ weighted.flatten(1)[..., None])[..., 0].double()
+        steps.append((batch.inverse @ (batch.slope - inner)[..., None])[..., 0])
+    return torch.cat(steps)
+
+
+def own_variances(system: Linearised) -> Tensor:
+    """(m, 7 + k) posterior variances of the own parameters, atoms given."""
+    return torch.cat([torch.diagonal(batch.inverse, dim1=1, dim2=2) for batch in system.batches])
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """Inverse of the matrix without what couples atoms to each other. blocks : (n, 4, 4). widening : (g,)."""
+
+    blocks: Tensor
+    widening: Tensor
+
+    def apply(self, vector: Shared) -> Shared:
+        return Shared((self.blocks @ vector.atoms[..., None])[..., 0], self.widening * vector.widening)
+
+
+def atom_information(system: Linearised) -> tuple[Tensor, Tensor]:
+    """Information of each atom alone: (n, 4, 4) of height and position, and (g,) of the widening."""
+    n = len(system.groups)
+    blocks = torch.zeros(n, 4, 4, dtype=torch.float64, device=system.groups.device)
+    wide = torch.zeros_like(system.precision.widening)
+    for batch in system.batches:
+        part, pixel = batch.parameters, system.pixel_size
+        flat = spot_information(batch.weight, batch.patches).double()
+        scale = part.scales[:, None]
+        turn = torch.zeros(len(part.scales), n, 3, 4, dtype=torch.float64, device=flat.device)
+        turn[..., 0, 0] = scale
+        turn[..., 1:, 1:] = (scale * part.heights)[..., None, None] * part.rotations[:, None, :2] / pixel
+        blocks += (turn.mT @ flat @ turn).sum(0)
+        bend = (flat[..., 1, 1] + flat[..., 2, 2]) / (4 * variances(part, pixel))
+        each = ((scale * part.heights) ** 2 * bend).sum(0) / pixel**4
+        wide = wide.index_add(0, system.groups, each)
+    return blocks, wide
+
+
+def precondition(system: Linearised, damping: float) -> Preconditioner:
+    blocks, wide = atom_information(system)
+    diagonal = torch.diagonal(blocks, dim1=1, dim2=2)
+    extra = damping * diagonal + system.precision.atoms + 1e-12 * diagonal.amax()
+    return Preconditioner(
+        torch.linalg.inv(blocks + torch.diag_embed(extra)),
+        1 / ((1 + damping) * wide + system.precision.widening + 1e-12 * wide.amax()),
+    )
+
+
+def solve(system: Linearised, right: Shared, *, damping: float, tolerance: float, most: int) -> tuple[Shared, int]:
+    """Conjugate gradients on ``(matrix + damping * diagonal) x = right``; x and the number of products.
+
+    tolerance : of the residual in the preconditioner's norm, relative.
+    """
+    inverse, (blocks, wide) = precondition(system, damping), atom_information(system)
+    diagonal = Shared(torch.diagonal(blocks, dim1=1, dim2=2) * damping, wide * damping)
+    found = right * 0.0
+    rest, direction = right, inverse.apply(right)
+    energy = first = float(rest.dot(direction))
+    for k in range(most):
+        if energy <= tolerance**2 * first or energy <= 0:
+            return found, k
+        turned = product(system, direction)
+        turned = turned + Shared(diagonal.atoms * direction.atoms, diagonal.widening * direction.widening)
+        length = energy / float(direction.dot(turned))
+        found, rest = found + direction * length, rest + turned * (-length)
+        ahead = inverse.apply(rest)
+        before, energy = energy, float(rest.dot(ahead))
+        direction = ahead + direction * (energy / before)
+    return found, most
