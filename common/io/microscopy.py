@@ -1,9 +1,10 @@
-"""Microscopes' own files (.dm3, .dm4, .emd, .ser) through RosettaSciIO, an extra; nanometres become angstrom here."""
+"""Microscopes' own files (.dm3, .dm4, .emd, .ser, HyperSpy) through RosettaSciIO, an extra; nm become angstrom."""
 
 from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,21 @@ from common.data import InputError
 from common.io.files import require_file
 from common.io.particle_file import require_square
 
-READERS = {".dm3": "digitalmicrograph", ".dm4": "digitalmicrograph", ".emd": "emd", ".ser": "tia"}
+READERS = {
+    ".dm3": "digitalmicrograph",
+    ".dm4": "digitalmicrograph",
+    ".emd": "emd",
+    ".ser": "tia",
+    ".hspy": "hspy",
+    ".zspy": "zspy",
+}
 _ANGSTROM = {"pm": 0.01, "a": 1.0, "å": 1.0, "angstrom": 1.0, "nm": 10.0, "um": 1e4, "µm": 1e4, "μm": 1e4, "m": 1e10}
 
 
-def read_microscopy(path: str | os.PathLike[str]) -> tuple[Tensor, float | None, tuple[str, ...]]:
-    """Read an image or a stack of images from a microscope's own file.
+def read_microscopy(
+    path: str | os.PathLike[str], *, square: bool = True
+) -> tuple[Tensor, float | None, tuple[str, ...]]:
+    """Read an image or a stack of images from a microscope's own file; not only square ones when `square` is False.
 
     Returns
     -------
@@ -29,7 +39,9 @@ def read_microscopy(path: str | os.PathLike[str]) -> tuple[Tensor, float | None,
     ------
     InputError : RosettaSciIO is not installed, the file is damaged, or it holds no stack of square images.
     """
-    file = require_file(path)
+    file = Path(path)
+    if not (file.suffix.lower() == ".zspy" and file.is_dir()):  # a .zspy is a folder or a zipped one
+        file = require_file(path)
     try:
         reader = importlib.import_module(f"rsciio.{READERS[file.suffix.lower()]}")
     except ImportError:
@@ -48,7 +60,8 @@ def read_microscopy(path: str | os.PathLike[str]) -> tuple[Tensor, float | None,
         raise InputError(f"{file}: the images hold {data.dtype}, expected real numbers")
     notes = (f"{file.name}: {len(found)} data sets of images, the largest is read",) if len(found) > 1 else ()
     images = data.astype(np.float32).reshape(-1, *data.shape[-2:])
-    require_square(file, images.shape)
+    if square:
+        require_square(file, images.shape)
     size = _pixel_size(file.name, _image_axes(signal, data.ndim))
     return torch.from_numpy(images), size, notes
 

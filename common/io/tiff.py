@@ -22,8 +22,8 @@ from common.io.particle_file import require_square
 _MOST_COMPRESSION = 1000
 
 
-def read_tiff(path: str | os.PathLike[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Read the pages of a TIFF as images.
+def read_tiff(path: str | os.PathLike[str], *, square: bool = True) -> tuple[Tensor, tuple[str, ...]]:
+    """Read the pages of a TIFF as images, which must be square unless `square` is False.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def read_tiff(path: str | os.PathLike[str]) -> tuple[Tensor, tuple[str, ...]]:
     """
     file = require_file(path)
     with _open(file) as tif:
-        shape, _ = _check(file, tif)
+        shape, _ = _check(file, tif, square)
         images = np.empty(shape, dtype=np.float32)
         for k, image in enumerate(_pages(tif)):
             images[k] = image
@@ -94,7 +94,7 @@ def _pages(tif: tifffile.TiffFile) -> Iterator[NDArray]:
             yield page.asarray()
 
 
-def _check(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int, int], np.dtype]:
+def _check(file: Path, tif: tifffile.TiffFile, square: bool = True) -> tuple[tuple[int, int, int], np.dtype]:
     """(n, y, x) and type, once the data are known to lie in the file: tifffile fills gaps with 0."""
     length, n = file.stat().st_size, len(tif.pages)
     first = tif.pages.first
@@ -118,7 +118,8 @@ def _check(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int, int], np
             f"{file}: truncated: {length} bytes do not hold {n} images of {width} x {height} {first.dtype}; "
             "copy the file again"
         )
-    require_square(file, (n, height, width))
+    if square:
+        require_square(file, (n, height, width))
     return (n, height, width), first.dtype
 
 
