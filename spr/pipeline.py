@@ -27,6 +27,7 @@ from common.rotations import point_group
 from spr.ab_initio import SearchSettings, prepare
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
+from spr.multislice_check import MultisliceCheck, check_by_multislice, check_can_run
 from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, RefineSettings, halve, map_of_poses, refine, shells_to
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
@@ -44,6 +45,7 @@ class Settings:
     element : chemical symbol of the atoms, such as Au; helps to tell atoms apart, "X" when unknown.
     seed : of all random numbers; the same seed gives the same result.
     symmetry : point group of the particle, such as C1, C2, D3, T, O, I.
+    multislice_images : so many images are compared with multislice images of the final atoms; needs abTEM.
     held_out_fraction : of the images, left out of all fits; noise and particle size are measured on all images.
     focal_spread : angstrom, rms; first guess where the file gives none, refined later.
     search : one start of the search for orientations.
@@ -58,6 +60,7 @@ class Settings:
     seed: int = 0
     symmetry: str = "C1"
     held_out_fraction: float = 0.05
+    multislice_images: int = 0
     focal_spread: float = 40.0
     search: SearchSettings = field(default_factory=SearchSettings)
     starts: ConsensusSettings = field(default_factory=ConsensusSettings)
@@ -69,6 +72,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.held_out_fraction < 0.5:
             raise InputError(f"the held-out fraction is {self.held_out_fraction}, expected a number between 0 and 0.5")
+        if self.multislice_images < 0:
+            raise InputError(f"multislice_images is {self.multislice_images}, expected 0 or more")
         point_group(self.symmetry)
 
     def tracing_of_element(self) -> TracingSettings:
@@ -94,6 +99,8 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     ------
     InputError : the images cannot be used; one line.
     """
+    if settings.multislice_images:
+        check_can_run(stack, settings.element)
     seen = look_at(stack, settings)
     rings, grid = find_band(seen, settings)
     starts = find_map(rings, grid, settings, observers)
@@ -105,7 +112,8 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     model = improve(seen, rough, refined, settings, observers)
     left_out = score_left_out(seen, model, settings, observers)
     maps = final_maps(seen, refined, model)
-    return conclude(Stages(seen, starts, refined, traced, model, left_out, maps))
+    checked = compare_with_multislice(seen, model, settings, observers)
+    return conclude(Stages(seen, starts, refined, traced, model, left_out, maps, checked))
 
 
 def find_volume(stack: ImageStack, settings: Settings, *, observers: Sequence[Observer] = ()) -> Reconstruction:
@@ -313,3 +321,16 @@ def score_left_out(seen: Seen, model: AtomicModel, settings: Settings, observers
     """The model with the poses of the images that were left out, and their likelihood."""
     stack, _, noise = seen.part(seen.left_out)
     return run_stage("atoms/left-out", lambda: search_unseen(model, stack, noise, settings.pose_search), observers)
+
+
+def compare_with_multislice(
+    seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]
+) -> MultisliceCheck | None:
+    """Multislice images of the final atoms against measured ones, where that is asked for."""
+    if not settings.multislice_images:
+        return None
+    stack, _, noise = seen.part(seen.fitted)
+    count = settings.multislice_images
+    return run_stage(
+        "atoms/multislice", lambda: check_by_multislice(stack, noise, model, seen.fitted, count=count), observers
+    )

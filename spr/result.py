@@ -21,8 +21,10 @@ from common.report import ImageExamples, ImageScores, Starts
 from common.resolution import FSC, fourier_shell_correlation
 from spr.consensus import Consensus
 from spr.examples import example_images
+from spr.multislice_check import MultisliceCheck
 from spr.refinement import RefinedMap
 
+_MULTISLICE = 0.95  # of the model's correlation with the images; below, something is wrong with the physics
 _UNEXPLAINED = 0.25  # of the median gain in likelihood; below, no pose explains an image
 _HELD_OUT = 0.8  # least gain of left-out images relative to fitted ones
 _CLOSEST = 0.75  # two atoms closer than this times the median bond are one too many
@@ -73,6 +75,7 @@ class Stages:
     model: AtomicModel | None = None
     left_out: AtomicModel | None = None
     maps: Maps | None = None
+    checked: MultisliceCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Reconstruction:
     atoms : arrays "peak_height", "b_factor" (angstrom^2), "position_sigma" (angstrom).
     poses : of all images in the order of the input. image_columns : RELION column -> (n,) numbers.
     model : everything that was refined.
-    starts, examples, scores : for the report.
+    multislice : the final atoms through multislice. starts, examples, scores : for the report.
     """
 
     determined: bool
@@ -104,6 +107,7 @@ class Reconstruction:
     starts: Starts | None = None
     examples: ImageExamples | None = None
     scores: ImageScores | None = None
+    multislice: MultisliceCheck | None = None
 
 
 def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
@@ -130,7 +134,11 @@ def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
         metrics |= found
         warnings += against
         determined = determined and not against
-    result = Reconstruction(determined, "", (), metrics, starts=starts_section(starts))
+    if stages.checked is not None:
+        found, against = judge_multislice(stages.checked)
+        metrics |= found
+        warnings += against
+    result = Reconstruction(determined, "", (), metrics, starts=starts_section(starts), multislice=stages.checked)
     if stages.maps is not None:
         maps = stages.maps
         metrics["resolution_fsc_0.143_angstrom"] = resolution(maps)
@@ -200,6 +208,22 @@ def judge_model(
             f"{int(unexplained.sum())} of {len(gain)} images are explained by no pose: the particles may differ."
         )
     return numbers, against
+
+
+def judge_multislice(checked: MultisliceCheck) -> tuple[dict[str, float], list[str]]:
+    """Mean correlations with images by multislice, and a sentence where they speak against the atoms."""
+    model, multislice = float(checked.model.mean()), float(checked.multislice.mean())
+    numbers = {
+        "multislice_correlation": multislice,
+        "multislice_model_correlation": model,
+        "multislice_between_correlation": float(checked.between.mean()),
+    }
+    if multislice > _MULTISLICE * model:
+        return numbers, []
+    return numbers, [
+        f"Multislice images of the atoms agree worse with the measured images ({multislice:.3f}) than the refined "
+        f"model does ({model:.3f}): the species, the aberrations or the thickness may be wrong."
+    ]
 
 
 def unexplained_images(gain: Tensor, weights: Tensor) -> Tensor:

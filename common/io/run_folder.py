@@ -37,6 +37,7 @@ OUTPUTS = (
     "atoms.xyz",
     "atoms.cif",
     "particles.star",
+    "multislice.csv",
     "metrics.csv",
     "run.json",
     "report.html",

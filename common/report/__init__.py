@@ -9,6 +9,7 @@ from common.report.data import (
     Inputs,
     Map,
     Metric,
+    MultisliceScores,
     ReportData,
     Starts,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Inputs",
     "Map",
     "Metric",
+    "MultisliceScores",
     "ReportData",
     "Starts",
     "pick_examples",

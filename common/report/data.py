@@ -194,6 +194,23 @@ class AtomSites:
 
 
 @dataclass(frozen=True)
+class MultisliceScores:
+    """How well images by multislice agree with the measured ones; correlations of whitened images.
+
+    numbers : (k,) 1-based rows of the input.
+    model : (k,) of measured image and refined model. multislice : (k,) of measured image and multislice image.
+    between : (k,) of multislice image and refined model, both without noise.
+    b_factor : angstrom^2, of the atoms in the multislice.
+    """
+
+    numbers: Tensor
+    model: Tensor
+    multislice: Tensor
+    between: Tensor
+    b_factor: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page; leave out what a run does not have.
 
@@ -226,6 +243,7 @@ class ReportData:
     examples: ImageExamples | None = None
     scores: ImageScores | None = None
     atoms: AtomSites | None = None
+    multislice: MultisliceScores | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

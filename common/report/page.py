@@ -8,6 +8,7 @@ from importlib import resources
 from common.io.files import atomic_write
 from common.report.atom_section import show_atoms
 from common.report.data import ReportData
+from common.report.multislice_section import show_multislice
 from common.report.sections import (
     mean,
     median,
@@ -76,6 +77,7 @@ def _body(data: ReportData) -> list[tuple[str, str, str]]:
         ("volume", "Volume", show_volume(data.volume) if data.volume else ""),
         ("images", "Images", show_examples(data.examples) if data.examples else ""),
         ("scores", "Held-out images", show_scores(data.scores) if data.scores else ""),
+        ("multislice", "Multislice check", show_multislice(data.multislice) if data.multislice else ""),
         ("convergence", "Convergence", show_metrics(data.metrics)),
         ("run", "Settings", show_run(data)),
     ]

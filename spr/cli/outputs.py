@@ -35,11 +35,13 @@ from common.report import (
     Inputs,
     Map,
     Metric,
+    MultisliceScores,
     ReportData,
     Starts,
     write_report,
 )
 from common.resolution import FSC
+from spr.multislice_check import MultisliceCheck
 
 
 class Result(Protocol):
@@ -51,7 +53,7 @@ class Result(Protocol):
     metrics : name (with its unit) -> number.
     atoms : per-atom arrays "peak_height", "b_factor" (angstrom^2), "position_sigma" (angstrom).
     image_columns : RELION column name -> (n,) numbers, in the order of the input.
-    starts, examples, scores : sections of the report.
+    starts, examples, scores, multislice : sections of the report.
     """
 
     @property
@@ -84,6 +86,8 @@ class Result(Protocol):
     def examples(self) -> ImageExamples | None: ...
     @property
     def scores(self) -> ImageScores | None: ...
+    @property
+    def multislice(self) -> MultisliceCheck | None: ...
 
 
 def write_outputs(
@@ -118,6 +122,8 @@ def write_outputs(
         poses = Poses(result.poses.rotations.cpu(), result.poses.shifts.cpu())
         columns = {name: values.cpu() for name, values in result.image_columns.items()}
         write_particles_star(folder.file("particles.star"), particles, poses, columns)
+    if result.multislice is not None:
+        write_multislice(folder.file("multislice.csv"), result.multislice)
     warnings = tuple(dict.fromkeys((*folder.record["warnings"], *extra_warnings, *result.warnings)))
     data = report_data(folder, particles, result, warnings=warnings, seconds=seconds)
     write_report(folder.file("report.html"), data)
@@ -181,6 +187,7 @@ def report_data(
         volume=None if volume is None else Map(volume.values.cpu(), volume.voxel_size),
         examples=result.examples,
         scores=result.scores,
+        multislice=None if result.multislice is None else multislice_scores(result.multislice),
         atoms=None if result.atoms is None else atom_sites(result.atoms),
     )
 
@@ -199,6 +206,25 @@ def atom_sites(atoms: ase.Atoms) -> AtomSites:
         sigmas=column("position_sigma"),
         bounds=column("position_bound"),
     )
+
+
+def multislice_scores(checked: MultisliceCheck) -> MultisliceScores:
+    """The multislice check as the report shows it."""
+    return MultisliceScores(
+        checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between, checked.b_factor
+    )
+
+
+def write_multislice(path: Path, checked: MultisliceCheck) -> None:
+    """Write the correlations of the multislice check as CSV, one row for each image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "measured_and_model", "measured_and_multislice", "multislice_and_model"))
+    columns = (checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between)
+    for number, *values in zip(*(column.tolist() for column in columns), strict=True):
+        writer.writerow((int(number), *(f"{value:.4f}" for value in values)))
+    with atomic_write(path, "w") as file:
+        file.write(text.getvalue())
 
 
 def _metrics(path: Path) -> tuple[Metric, ...]:
