@@ -110,8 +110,8 @@ def estimate_motion(movie: Movie, settings: MotionSettings | None = None) -> Mot
     -----
     First pass: blocks of 8 frames against the running mean of those before. Then ``rounds`` passes: each frame against
     the mean of its own and the neighbouring windows, without itself. The path is smoothed as a random walk whose
-    step is estimated with the errors taken off. Local motion: windows against the other windows in overlapping patches, a
-    quadratic of position per window. Memory: one coarse spectrum for each window.
+    step is estimated with the errors taken off. Local motion: windows against the other windows in
+    overlapping patches, a quadratic of position per window. Memory: one coarse spectrum for each window.
     """
     settings = settings or MotionSettings()
     n = len(movie)

@@ -23,6 +23,7 @@ from common.data import InputError
 from common.io.files import require_file
 from common.io.microscopy import READERS
 from common.io.mrc import map_sections, read_header
+from common.io.tiff import _open as open_tiff
 
 MRC, TIFF, EER = (".mrc", ".mrcs", ".map", ".st"), (".tif", ".tiff"), (".eer",)
 
@@ -114,17 +115,14 @@ def _gaps(files: tuple[Path, ...]) -> tuple[str, ...]:
 
 def _open_tiff(file: Path) -> FrameSource:
     """TIFF and EER pages; the data of every page are known to lie in the file before any is read."""
-    try:
-        with tifffile.TiffFile(file) as tif:
-            first, pages = tif.pages.first, len(tif.pages)
-            dtype, frame = first.dtype, first.shape
-            shapes = {page.shape for page in tif.pages}
-            parts = [p for page in tif.pages for p in zip(page.dataoffsets, page.databytecounts, strict=True)]
-            plain, start = first.compression == 1, first.dataoffsets[0] if first.dataoffsets else 0
-            n = pages if pages > 1 else math.prod(tif.series[0].shape) // max(1, math.prod(frame))
-            byteorder = tif.byteorder
-    except Exception as error:  # what a damaged TIFF raises has no common class
-        raise InputError(f"{file}: damaged or truncated: {' '.join(str(error).split())[:160]}; copy it again") from None
+    with open_tiff(file) as tif:
+        first, pages = tif.pages.first, len(tif.pages)
+        dtype, frame = first.dtype, first.shape
+        shapes = {page.shape for page in tif.pages}
+        parts = [p for page in tif.pages for p in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        plain, start = first.compression == 1, first.dataoffsets[0] if first.dataoffsets else 0
+        n = pages if pages > 1 else math.prod(tif.series[0].shape) // max(1, math.prod(frame))
+        byteorder = tif.byteorder
     if len(shapes) > 1 or len(frame) != 2 or dtype is None or dtype.kind not in "iufb":
         raise InputError(f"{file}: pages of {dtype} and shapes {sorted(shapes)[:3]}, expected grey frames of one size")
     length, size = file.stat().st_size, math.prod(frame) * dtype.itemsize

@@ -19,7 +19,10 @@ COMMANDS = {
     "refine": ("stages", "particle images with poses -> better poses, half maps, volume"),
     "trace": ("trace", "volume -> atoms"),
     "refine-atoms": ("stages", "atoms and particle images with poses -> atoms with error bars"),
-    "simulate": ("simulate", "atoms -> particle images whose truth is known"),
+    "simulate": ("simulate", "atoms -> particle images, or with --movie a movie, whose truth is known"),
+    "track": ("movies", "movie -> motion, background, and the path of every particle"),
+    "background": ("movies", "movie -> motion, graphene lattices and background spectrum"),
+    "extract": ("movies", "movie -> one background-free image stack for each particle"),
     "info": ("info", "what a file holds, what would be done with it, time and memory it would take"),
     "doctor": ("info", "check the installation: versions, device, memory, disk, extras"),
 }
@@ -54,7 +57,8 @@ def _dispatch(given: list[str]) -> int:
     name = given[0]
     if name not in COMMANDS:
         raise InputError(f"{name!r} is not a command; {nearest(name, list(COMMANDS))}")
-    module = importlib.import_module(f"spr.cli.{COMMANDS[name][0]}")
+    filmed = name == "simulate" and "--movie" in given[1:]
+    module = importlib.import_module("spr.cli.simulate_movie" if filmed else f"spr.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"spr {name}", description=COMMANDS[name][1])
     module.add_arguments(parser, name)
     return module.run(parser.parse_all(given[1:]), name)

@@ -1,0 +1,182 @@
+"""``spr track``, ``spr background`` and ``spr extract``: the first stages of a movie, alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from common.cli.program import Parser, set_threads
+from common.cli.settings import add_settings, read_settings
+from common.data import InputError, Optics, Poses
+from common.io import ParticleFile, atomic_write, write_images, write_particles_star
+from common.io.checkpoint import make_folder
+from common.io.movie import Movie, read_movie
+from common.io.star import read_star, write_star
+from spr.background import Background, block_means, learn_background
+from spr.cli.simulate import _without_poses as without_poses
+from spr.motion import Motion, estimate_motion
+from spr.movies import MovieSettings, TrackedMovie, extract, track_movie
+
+OUTPUTS = {
+    "background": ("motion.csv", "background.json"),
+    "track": ("motion.csv", "background.json", "tracks.csv"),
+    "extract": ("motion.csv", "background.json", "tracks.csv", "particle_001"),
+}
+
+
+@dataclass(frozen=True)
+class MovieInput:
+    """How the movie is read.
+
+    pixel_size : angstrom; wins over the file.
+    dose : electrons/angstrom^2 per stored frame.
+    gain : file of the gain reference.
+    gain_divides : divide by the gain reference instead of multiplying.
+    sum_frames : stored frames that are added up to one.
+    find_defects : look for hot and dead pixels.
+    voltage_kv : kV, for the STAR file of the particles.
+    spherical_aberration_mm : mm, for the STAR file.
+    defocus : angstrom, positive = underfocus, for the STAR file.
+    """
+
+    pixel_size: float | None = None
+    dose: float | None = None
+    gain: str | None = None
+    gain_divides: bool = False
+    sum_frames: int = 1
+    find_defects: bool = True
+    voltage_kv: float = 300.0
+    spherical_aberration_mm: float = -0.008
+    defocus: float = -60.0
+
+
+def add_arguments(parser: Parser, name: str) -> None:
+    parser.add_argument("movie", metavar="MOVIE", help="an .mrc, .tif, .eer, .dm4 or .emd file, or 'frames/*.tif'")
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help=f"gets {', '.join(OUTPUTS[name])}")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file")
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="CPU threads (default: 1)")
+    if name != "background":
+        text = "positions of the particles in the first frames, two columns x y in pixels (default: found)"
+        parser.add_argument("--box-file", metavar="FILE", type=Path, help=text)
+    add_settings(parser, MovieInput, section="input")
+    add_settings(parser, MovieSettings)
+
+
+def run(arguments: argparse.Namespace, name: str) -> int:
+    chosen = read_settings({"input": MovieInput, "": MovieSettings}, arguments, arguments.config)
+    given: MovieInput = chosen["input"]
+    settings: MovieSettings = chosen[""]
+    out: Path = arguments.out
+    there = [file for file in OUTPUTS[name] if (out / file).exists()]
+    if there and not arguments.overwrite:
+        raise InputError(f"{out}: {there[0]} is there already; choose another --out or give --overwrite")
+    set_threads(arguments.threads)
+    movie = read_movie(
+        arguments.movie,
+        pixel_size=given.pixel_size,
+        dose=given.dose,
+        gain=given.gain,
+        gain_divides=given.gain_divides,
+        sum_frames=given.sum_frames,
+        find_defects=given.find_defects,
+    )
+    if name == "background":
+        motion = estimate_motion(movie, settings.motion)
+        free = torch.ones(movie.frame_shape)
+        background = learn_background(movie, motion, free, settings.graphene, means=block_means(movie, motion))
+        notes: tuple[str, ...] = (*movie.notes, *motion.notes)
+        make_folder(out)
+    else:
+        positions = None if arguments.box_file is None else _positions(arguments.box_file) * movie.pixel_size
+        tracked = track_movie(movie, settings, positions=positions)
+        motion, background, notes = tracked.motion, tracked.background, tracked.notes
+        make_folder(out)
+        if name == "extract":
+            _write_particles(out, movie, tracked, settings, given)
+        _write_text(out / "tracks.csv", _tracks_table(tracked))
+        print(f"{len(tracked.tracks)} particles: {out / 'tracks.csv'}")
+    _write_text(out / "motion.csv", _motion_table(motion))
+    _write_text(out / "background.json", _background_text(background))
+    for note in notes:
+        print(f"note: {note}")
+    for k, lattice in enumerate(background.lattices, start=1):
+        print(f"graphene sheet {k}: {lattice.angle:.2f} degrees, {lattice.spacing:.4f} A, strain {lattice.strain:.4f}")
+    return 0
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def _positions(path: Path) -> torch.Tensor:
+    """Two columns x y, pixels from the first; (m, 2)."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        values = torch.tensor([[float(word) for word in line[:2]] for line in lines])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as two columns x y in pixels ({error})") from None
+    if values.ndim != 2 or values.shape[1:] != (2,):
+        raise InputError(f"{path}: holds {len(lines)} lines, expected two columns x y in pixels, one line a particle")
+    return values
+
+
+def _motion_table(motion: Motion) -> str:
+    rows = ["frame,shift_x,shift_y,error_x,error_y"]
+    both = torch.cat((motion.shifts, motion.errors), 1)
+    rows += [f"{t + 1}," + ",".join(f"{number:.4f}" for number in row) for t, row in enumerate(both.tolist())]
+    return "\n".join(rows) + "\n"
+
+
+def _tracks_table(tracked: TrackedMovie) -> str:
+    rows = ["frame,particle,x,y,error_x,error_y,seen,weight,reason"]
+    for p, track in enumerate(tracked.tracks, start=1):
+        both = torch.cat((track.positions, track.errors), 1).tolist()
+        for t, numbers in enumerate(both):
+            text = ",".join(f"{number:.4f}" for number in numbers)
+            weight, reason = float(track.weights.weights[t]), track.weights.reasons[t]
+            rows.append(f"{t + 1},{p},{text},{int(track.seen[t])},{weight:.4f},{reason}")
+    return "\n".join(rows) + "\n"
+
+
+def _background_text(background: Background) -> str:
+    sheets = [
+        {
+            "angle": round(lattice.angle, 4),
+            "spacing": round(lattice.spacing, 5),
+            "strain": round(lattice.strain, 6),
+            "reciprocal": lattice.reciprocal.tolist(),
+            "strength": lattice.strength,
+        }
+        for lattice in background.lattices
+    ]
+    spectrum = {"step": 0.01, "power": [float(f"{value:.6g}") for value in background.noise.tolist()]}
+    return json.dumps({"graphene": sheets, "variance": background.variance, "spectrum": spectrum}, indent=2) + "\n"
+
+
+def _write_particles(
+    out: Path, movie: Movie, tracked: TrackedMovie, settings: MovieSettings, given: MovieInput
+) -> None:
+    n = len(movie)
+    one = torch.ones(n)
+    focus = torch.stack((one * given.defocus, one * given.defocus, one * 0), 1)
+    optics = Optics(one * given.voltage_kv, one * given.spherical_aberration_mm, one * 0, focus, one * 0, one * 0)
+    for k, (stack, shifts) in enumerate(extract(movie, tracked, settings), start=1):
+        folder = out / f"particle_{k:03d}"
+        make_folder(folder)
+        write_images(folder / "frames.mrcs", stack.images, stack.pixel_size)
+        names = tuple(f"{t:06d}@frames.mrcs" for t in range(1, n + 1))
+        particles = ParticleFile(replace(stack, optics=optics), None, names, None, (folder / "frames.mrcs",), ())
+        identity = Poses(torch.eye(3).expand(n, 3, 3), shifts)
+        write_particles_star(folder / "particles.star", particles, identity)
+        tables = read_star(folder / "particles.star").tables
+        write_star(folder / "particles.star", tuple(without_poses(table) for table in tables))  # no pose is known yet
+        weights = tracked.tracks[k - 1].weights
+        pairs = zip(weights.weights.tolist(), weights.reasons, strict=True)
+        rows = [f"{t},{weight:.4f},{reason}" for t, (weight, reason) in enumerate(pairs, start=1)]
+        _write_text(folder / "weights.csv", "\n".join(("frame,weight,reason", *rows)) + "\n")
