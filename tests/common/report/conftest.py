@@ -13,6 +13,7 @@ from common.report import (
     Inputs,
     Map,
     Metric,
+    MultisliceScores,
     ReportData,
     Starts,
     pick_examples,
@@ -70,6 +71,7 @@ def full_report() -> ReportData:
         volume=Map(torch.rand(BOX, BOX, BOX, generator=generator), PIXEL),
         examples=ImageExamples(index + 1, groups, scores[index], images, images * 0.5, PIXEL),
         scores=ImageScores(scores, torch.arange(N_IMAGES) % 20 == 0, torch.arange(N_IMAGES) % 40 < 2),
+        multislice=MultisliceScores(torch.tensor([3, 9]), *torch.rand(3, 2, generator=generator), b_factor=0.8),
         atoms=atoms,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from common.report import (
 )
 
 HOSTILE = "</script></title><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&$x_^{"
-OPTIONAL = ("inputs", "fsc", "rotations", "starts", "volume", "examples", "scores", "atoms")
+OPTIONAL = ("inputs", "fsc", "rotations", "starts", "volume", "examples", "scores", "atoms", "multislice")
 
 
 class Page(HTMLParser):

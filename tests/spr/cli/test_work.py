@@ -58,6 +58,7 @@ class Found:
     starts: None = None
     examples: None = None
     scores: None = None
+    multislice: None = None
 
     @property
     def half1(self) -> Volume:
