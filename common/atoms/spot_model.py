@@ -60,8 +60,8 @@ def spot_model(
     Notes
     -----
     The variance of an atom alone, from its own 4 x 4 information, is multiplied by what overlaps, poses and misfit add
-    on average over the atoms. That factor comes from probes: the sandwich ``H^-1 (sum g g') H^-1`` [1]_ with the measured
-    gradient g of each image is the covariance of ``H^-1 sum s_i g_i`` over random signs s_i; drawing the images' noise
+    on average over the atoms. That factor comes from probes: the sandwich ``H^-1 (sum g g') H^-1`` [1]_, with the
+    measured gradient g of each image, is the covariance of ``H^-1 sum s_i g_i`` over random signs s_i; drawing noise
     from the model instead gives the Cramer-Rao bound. Rigid motions, which images cannot see, are taken out.
 
     References

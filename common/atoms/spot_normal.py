@@ -83,6 +83,7 @@ def linearise(
     own_precision: Tensor,
     own_offset: Tensor,
     batch_size: int,
+    damping: float = 0.0,
 ) -> Linearised:
     """Prepare the products.
 
@@ -90,6 +91,7 @@ def linearise(
     ----------
     own_precision : (m, 7 + k) of the priors on each image's own parameters; infinite: not refined.
     own_offset : (m, 7 + k) how far they are from what the prior expects.
+    damping : of Levenberg, for the images' own parameters.
     """
     basis, batches = basis_for(parameters, stack), []
     for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
@@ -103,7 +105,7 @@ def linearise(
         columns = _own_columns(part, patches, signal, basis, stack.pixel_size) * free[:, :, None].to(basis)
         prior = torch.where(free, own_precision[rows], 1.0)
         normal = torch.einsum("mqp,mp,mrp->mqr", columns, weight.flatten(1), columns).double()
-        inverse = torch.linalg.inv(normal + torch.diag_embed(prior))
+        inverse = torch.linalg.inv(normal + torch.diag_embed(prior + damping * torch.diagonal(normal, dim1=1, dim2=2)))
         slope = (columns @ residual.flatten(1)[..., None])[..., 0].double()
         slope = torch.where(free, slope - prior * own_offset[rows], 0.0)
         batches.append(_Batch(part, patches, weight, residual, columns, inverse, slope))

@@ -112,6 +112,7 @@ def refine_spots(
     settings: SpotSettings | None = None,
     *,
     first: SpotParameters | None = None,
+    begun: SpotState | None = None,
     observers: Sequence[Observer] = (),
     name: str = "refine-spots",
 ) -> SpotState:
@@ -124,6 +125,7 @@ def refine_spots(
     atoms : n atoms, right to about half their width; atoms of one symbol share a B factor.
     settings : `SpotSettings`.
     first : where to go on from, instead of from ``poses`` and ``atoms``.
+    begun : a state of the same images, whose noise and offsets of the images' own parameters still hold.
 
     Returns
     -------
@@ -135,6 +137,8 @@ def refine_spots(
     """
     settings = settings or SpotSettings()
     begin = start(stack, poses, atoms, settings, first=first)
+    if begun is not None:
+        begin = replace(begin, noise=begun.noise, spread=begun.spread, offset=begun.offset)
     groups = groups_of(atoms, settings)
     return run(name, begin, lambda state: step(state, stack, groups, settings), observers)
 
@@ -159,11 +163,16 @@ def start(
         [settings.angle_sigma, settings.shift_sigma, settings.scale_sigma, settings.blur_sigma], dtype=torch.float64
     )
     m, k = parameters.backgrounds.shape
+    noise = measure_noise(parameters, stack, flat_noise(stack), misfit=settings.misfit)
+    if first is None:
+        # where a rough model expects next to nothing, single counts would weigh without bound
+        doubt = 0.3 * noise.gain * stack.images.double().mean((1, 2)).clamp(min=0)
+        noise = replace(noise, read=torch.maximum(noise.read, doubt))
     return SpotState(
         iteration=0,
         done=settings.max_steps == 0,
         parameters=parameters,
-        noise=measure_noise(parameters, stack, flat_noise(stack), misfit=settings.misfit),
+        noise=noise,
         spread=spread.to(stack.images.device),
         offset=torch.zeros(m, OWN + k, dtype=torch.float64, device=stack.images.device),
         merit=-math.inf,
@@ -181,43 +190,52 @@ def first_parameters(stack: ImageStack, poses: Poses, atoms: Atoms, settings: Sp
     if atoms.has("peak_height"):
         heights = torch.as_tensor(atoms.arrays["peak_height"], dtype=torch.float64, device=device).clamp(min=0.05)
     given = atoms.arrays.get("b_factor")
-    b_factors = torch.full_like(heights, settings.b_factor or 15.0)
-    if given is not None and bool((given > 0).all()):
-        b_factors = torch.as_tensor(given, dtype=torch.float64, device=device)
+    known = given is not None and bool((given > 0).all())
     bare = SpotParameters(
         positions=positions,
         heights=heights,
-        b_factors=b_factors,
+        b_factors=torch.as_tensor(given, dtype=torch.float64, device=device) if known else 0 * heights,
         rotations=poses.rotations.double(),
         shifts=poses.shifts.double(),
         scales=heights.new_ones(m),
         blurs=heights.new_zeros(m),
         backgrounds=heights.new_zeros(m, k),
     )
-    basis, rows = basis_for(bare, stack), []
-    for batch in image_batches(m, settings.batch_size, device):
-        part = bare.images(batch)
-        signal = signal_of(part, lay_out(part, stack))
-        columns = torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2).double()
-        matrix, right = columns @ columns.mT, columns @ stack.images[batch].double().flatten(1)[..., None]
-        rows.append(torch.linalg.lstsq(matrix, right).solution[..., 0])
-    fitted = torch.cat(rows)
+    widths = [settings.b_factor] if settings.b_factor else [2.5, 5.0, 8.0, 12.0, 18.0, 27.0, 40.0]
+    guesses = [bare] if known else [replace(bare, b_factors=torch.full_like(heights, b)) for b in widths]
+    fits = [_scaled(guess, stack, settings.batch_size) for guess in guesses]
+    best = min(range(len(fits)), key=lambda i: fits[i][1])
+    fitted = fits[best][0]
     level = fitted[:, 0].median()
     if float(level) <= 0:
         raise InputError("the atoms are not brighter than the background; are angles and tilt axis right?")
     return replace(
-        bare,
+        guesses[best],
         heights=heights * level,
         scales=(fitted[:, 0] / level).clamp(0.3, 3.0),
         backgrounds=fitted[:, 1:],
     )
 
 
+def _scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Tensor, float]:
+    """Scale and background (m, 1 + k) of each image by least squares, and the sum of squares that is left."""
+    basis, rows, left = basis_for(bare, stack), [], 0.0
+    for batch in image_batches(len(stack), batch_size, stack.images.device):
+        part = bare.images(batch)
+        signal = signal_of(part, lay_out(part, stack))
+        columns = torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2).double()
+        images = stack.images[batch].double().flatten(1)[..., None]
+        found = torch.linalg.lstsq(columns @ columns.mT, columns @ images).solution
+        rows.append(found[..., 0])
+        left += float((images - columns.mT @ found).square().sum())
+    return torch.cat(rows), left
+
+
 def step(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSettings) -> SpotState:
     """One step of Fisher scoring (Levenberg-Marquardt): solve, move, and keep it if the likelihood rises."""
     here = state.parameters
     precision = own_precision(state.spread, stack, here.backgrounds.shape[1])
-    system = linearised(state, stack, groups, settings)
+    system = linearised(state, stack, groups, settings, damping=state.damping)
     right = image_slope(system) + shared_prior(here, system) * -1.0
     change, _ = solve(system, right, damping=state.damping, tolerance=0.05, most=settings.products)
     change = limited(change, here, stack.pixel_size)
@@ -251,7 +269,9 @@ def step(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSett
     )
 
 
-def linearised(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSettings) -> Linearised:
+def linearised(
+    state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSettings, *, damping: float = 0.0
+) -> Linearised:
     """The normal equations at a state."""
     here = state.parameters
     groups = groups.to(here.heights.device)
@@ -268,6 +288,7 @@ def linearised(state: SpotState, stack: ImageStack, groups: Tensor, settings: Sp
         own_precision=own_precision(state.spread, stack, here.backgrounds.shape[1]),
         own_offset=state.offset,
         batch_size=settings.batch_size,
+        damping=damping,
     )
 
 
