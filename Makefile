@@ -35,7 +35,7 @@ $(VENV)/run.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,formats,multislice]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,formats,multislice,denoise]'
 	@touch $@
 
 $(VENV)/lint.stamp: $(BIN)/python pyproject.toml constraints.txt
