@@ -46,7 +46,7 @@ def assign_species(
 
     Notes
     -----
-    Expectation-maximisation from heights as Z^1.7 has them; the trend is fitted in every round to what the mixture leaves.
+    Expectation-maximisation from heights as Z^1.7 has them; the trend is fitted in every round to what is left.
     """
     unknown = [e for e in elements if atomic_numbers.get(e, 0) < 1]
     if unknown or not elements or len(elements) > 4 or len(set(elements)) < len(elements):

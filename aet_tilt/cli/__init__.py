@@ -1,0 +1,60 @@
+"""The command ``aet-tilt``: each subcommand is a module with ``add_arguments`` and ``run(arguments) -> status``."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import signal
+import sys
+
+from common.cli.program import Parser, run_program
+from common.cli.settings import nearest
+from common.data import InputError
+from common.io.run_record import package_version
+
+COMMANDS = {
+    "reconstruct": ("reconstruct", "tilt series -> atoms with species and error bars, volume, angles, report"),
+    "trace": ("trace", "volume -> atoms"),
+    "info": ("info", "what a tilt series holds and what would be assumed"),
+    "doctor": ("info", "check the installation: versions, device, memory, disk, extras"),
+}
+USAGE = """usage: aet-tilt COMMAND ... [--help] [--version]
+
+Atomic electron tomography from tilt series.
+
+commands:
+{commands}
+
+`aet-tilt COMMAND --help` says what a command takes. Lengths are in angstrom, angles in degrees. A stopped or killed
+run goes on when the same command is given again."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``aet-tilt`` and return its exit status: 0, 1 for a bug, 2 for bad input, 130 when interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # a batch system's notice is taken like Ctrl-C: save, say how to go on, leave
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run_program("aet-tilt", lambda: _dispatch(given), to_resume=lambda: _how_to_resume(given))
+
+
+def _dispatch(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())))
+        return 0
+    if given[0] == "--version":
+        print(f"aet-tilt (nanospr) {package_version('nanospr')}")
+        return 0
+    name = given[0]
+    if name not in COMMANDS:
+        raise InputError(f"{name!r} is not a command; {nearest(name, list(COMMANDS))}")
+    module = importlib.import_module(f"aet_tilt.cli.{COMMANDS[name][0]}")
+    parser = Parser(prog=f"aet-tilt {name}", description=COMMANDS[name][1])
+    module.add_arguments(parser, name)
+    return module.run(parser.parse_all(given[1:]), name)
+
+
+def _how_to_resume(given: list[str]) -> str:
+    if not given or given[0] != "reconstruct":
+        return ""
+    return f"To go on from here: aet-tilt {shlex.join(word for word in given if word != '--overwrite')}"

@@ -1,0 +1,211 @@
+"""From a tilt series to atoms with species and sigmas: the whole road, a page of assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
+from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, for_reconstruction, preprocess
+from aet_tilt.reconstruction.methods import ReconstructionSettings, choose_method, find_support, reconstruct_values
+from aet_tilt.reconstruction.problem import make_problem
+from common.atoms.peaks import PeakSettings, find_peaks
+from common.atoms.species import Species, assign_species
+from common.atoms.spot_count import SpotCountSettings, settle_count
+from common.atoms.spot_model import Prediction, SpotModel, predict_images, spot_model
+from common.atoms.spots import SpotSettings, SpotState, refine_spots
+from common.data import ImageStack, InputError, Poses, Volume
+from common.iteration import Observer
+from common.resolution import FSC, fourier_shell_correlation
+
+Method = Literal["auto", "sieve", "sparse", "resire", "genfire", "est", "sirt", "sart", "art", "cgls", "fbp"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a tilt series becomes atoms.
+
+    elements : chemical symbols that are there, such as Pd,Au; none: atoms stay "X".
+    method : of the reconstruction; auto: the one that predicts images left out best.
+    align : find shifts before the reconstruction; otherwise they are as given.
+    held_out_every : one of so many images is left out to judge the atoms, >= 3.
+    preprocessing : hot pixels, repeats, dose.
+    alignment : of the images.
+    reconstruction : of the volume.
+    tracing : of atoms in the volume.
+    count : when an atom is real.
+    atoms : atoms and poses against the counts.
+    """
+
+    elements: tuple[str, ...] = ()
+    method: Method = "auto"
+    align: bool = True
+    held_out_every: int = 7
+    preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
+    tracing: PeakSettings = field(default_factory=PeakSettings)
+    count: SpotCountSettings = field(default_factory=SpotCountSettings)
+    atoms: SpotSettings = field(default_factory=SpotSettings)
+
+    def __post_init__(self) -> None:
+        if self.held_out_every < 3:
+            raise InputError(f"every {self.held_out_every}th image is left out, expected at least every 3rd to stay")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """volume : of all images. halves : of every second image each. fsc : of the halves. reason : of the method."""
+
+    volume: Volume
+    halves: tuple[Volume, Volume]
+    fsc: FSC
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a run made; what it did not come to is None. metrics : name with unit -> number."""
+
+    stack: ImageStack
+    poses: Poses
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    maps: Maps | None = None
+    model: SpotModel | None = None
+    species: Species | None = None
+    left_out: Prediction | None = None
+
+    @property
+    def atoms(self) -> Atoms | None:
+        return None if self.model is None else self.model.atoms
+
+
+def reconstruct(
+    stack: ImageStack,
+    poses: Poses,
+    settings: Settings,
+    *,
+    measured: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> Reconstruction:
+    """Find the atoms of a specimen from a tilt series.
+
+    Parameters
+    ----------
+    stack : m raw images, brighter where there is more matter; poses : nominal.
+    measured : (d, d) bool, the pixels that were measured; all when None.
+    observers : see every state of every loop; they may resume a run.
+
+    Raises
+    ------
+    InputError : the images cannot be used; one line.
+    """
+    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
+    aligned = align_images(clean, settings, measured, observers)
+    maps = make_maps(clean, aligned.poses, settings, observers)
+    traced = find_peaks(maps.volume, settings.elements, settings.tracing)
+    model, left_out = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
+    return conclude(clean, aligned, maps, model, left_out, settings)
+
+
+def align_images(
+    clean: Preprocessed, settings: Settings, measured: Tensor | None, observers: Sequence[Observer]
+) -> AlignmentState | Preprocessed:
+    """Poses with shifts, or as they are where alignment is off."""
+    if not settings.align:
+        return clean
+    return align(clean.stack, clean.poses, settings.alignment, measured=measured, observers=observers)
+
+
+def make_maps(clean: Preprocessed, poses: Poses, settings: Settings, observers: Sequence[Observer]) -> Maps:
+    """The volume by the chosen method, and two of half the images each."""
+    images = for_reconstruction(clean)
+    posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
+    problem = find_support(make_problem(images, posed), settings.reconstruction)
+    chosen, method, reason = settings.reconstruction, settings.method, "as asked for"
+    if method == "auto":
+        choice = choose_method(problem, settings.reconstruction)
+        chosen, method, reason = choice.settings, choice.method, choice.reason
+    rows = torch.arange(len(images), device=images.images.device)
+    parts = (("volume", rows), ("half1", rows[::2]), ("half2", rows[1::2]))
+    values = [
+        reconstruct_values(problem.subset(part), method, chosen, name=name, observers=observers) for name, part in parts
+    ]
+    whole, one, two = (Volume(v, images.pixel_size) for v in values)
+    return Maps(whole, (one, two), fourier_shell_correlation(one, two), reason)
+
+
+def fit_atoms(
+    stack: ImageStack, poses: Poses, traced: Atoms, settings: Settings, observers: Sequence[Observer]
+) -> tuple[SpotModel, Prediction]:
+    """Atoms settled and refined without some images, judged on those, then refined against all."""
+    rows = torch.arange(len(stack), device=stack.images.device)
+    out = rows % settings.held_out_every == settings.held_out_every // 2
+    part, fit = stack[rows[~out]], settings.atoms
+    atoms, state = settle_count(
+        part, poses[rows[~out]], traced, settings.elements, settings.count, fit, observers=observers, name="atoms/count"
+    )
+    atoms = with_species(atoms, state, settings.elements)
+    first = refine_spots(
+        part, poses[rows[~out]], atoms, fit, first=state.parameters, begun=state, observers=observers, name="atoms/part"
+    )
+    judged = spot_model(part, first, atoms, fit)
+    left_out = predict_images(stack[rows[out]], poses[rows[out]], judged, fit)
+    last = refine_spots(stack, poses, judged.atoms, fit, observers=observers, name="atoms/all")
+    atoms = with_species(judged.atoms, last, settings.elements)
+    return spot_model(stack, last, atoms, fit), left_out
+
+
+def with_species(atoms: Atoms, state: SpotState, elements: tuple[str, ...]) -> Atoms:
+    """The atoms with the symbols that their heights have."""
+    if not elements:
+        return atoms
+    here = state.parameters
+    named = atoms.copy()
+    named.symbols = list(assign_species(here.heights, elements, positions=here.positions).symbols)
+    return named
+
+
+def conclude(
+    clean: Preprocessed,
+    aligned: AlignmentState | Preprocessed,
+    maps: Maps,
+    model: SpotModel,
+    left_out: Prediction,
+    settings: Settings,
+) -> Reconstruction:
+    """Numbers and sentences about what was found."""
+    metrics = {
+        "images": float(len(clean.stack)),
+        "atoms": float(len(model.atoms)),
+        "position_sigma_pm": model.sigma_pm,
+        "position_bound_pm": model.bound_pm,
+        "held_out_r1": left_out.r1,
+        "held_out_correlation": left_out.correlation,
+        "gain": float(model.state.noise.gain[0]),
+        "misfit": float(model.state.noise.misfit[0]),
+        "resolution_fsc_0.143_angstrom": float(maps.fsc.resolution() or 0.0),
+    }
+    warnings = []
+    if isinstance(aligned, AlignmentState):
+        metrics["alignment_residual"] = float(aligned.residuals.median())
+        bad = [str(i + 1) for i in torch.nonzero(aligned.misfit)[:, 0].tolist()]
+        if bad:
+            warnings.append(f"images that do not fit the others: {', '.join(bad)}")
+    species = None
+    if settings.elements:
+        heights = torch.as_tensor(model.atoms.arrays["peak_height"])
+        species = assign_species(heights, settings.elements, positions=torch.as_tensor(model.atoms.positions))
+        for element, column in zip(species.elements, species.probabilities.T, strict=True):
+            model.atoms.set_array(f"probability_{element}", column.numpy())
+        for element in species.elements:
+            metrics[f"atoms_{element}"] = float(species.symbols.count(element))
+    notes = (*clean.notes, f"reconstruction: {maps.reason}")
+    return Reconstruction(clean.stack, model.poses, notes, tuple(warnings), metrics, maps, model, species, left_out)
