@@ -265,6 +265,7 @@ def improve(
     """Doubtful poses searched again with the atoms, then everything refined together."""
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/poses", lambda: search_doubtful(seen, rough, refined, settings), observers)
+    model, _ = with_robust_weights(model)
     model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
     return finish(seen, model, settings, observers)
 
@@ -272,7 +273,7 @@ def improve(
 def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
     """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas.
 
-    Images that no pose explains weigh little in the last refinement.
+    Images that no pose explains weigh little.
     """
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
@@ -280,10 +281,9 @@ def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequen
     again = bool(behind.any()) and not bool(behind.all())
     if again:
         model = run_stage("atoms/last-poses", lambda: search_behind(seen, model, behind, settings), observers)
-    weighted, unexplained = with_robust_weights(model)
-    if again or len(unexplained):
-        model = weighted if len(unexplained) else model
-        model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
+    weighted, _ = with_robust_weights(model)
+    if again or bool(((weighted.weights < 0.5) != (model.weights < 0.5)).any()):
+        model = refine_model(stack, noise, weighted, settings.atoms, observers=observers, name="atoms/last")
     return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
 
 

@@ -59,7 +59,7 @@ class RefinementSettings:
     contrast_sigma: float = 0.02
     refine_b_factors: bool = False
     b_factor_sigma: float = 1.0
-    curvature_images: int = 100
+    curvature_images: int = 48
     pose_steps: int = 3
     max_steps: int = 30
     tolerance: float = 0.05
