@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from ase import Atoms
+from ase.data import atomic_numbers
 from torch import Tensor
 
 from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
@@ -56,6 +57,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.held_out_every < 3:
             raise InputError(f"every {self.held_out_every}th image is left out, expected at least every 3rd to stay")
+        for element in ",".join(self.elements).split(",") if self.elements else ():
+            if atomic_numbers.get(element, 0) < 1:
+                raise InputError(f"the element is {element!r}, expected a chemical symbol such as Au")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def add_arguments(parser: Parser, name: str) -> None:
 def run(arguments: argparse.Namespace, name: str) -> int:
     chosen = read_settings({"input": InputSettings, "": pipeline.Settings}, arguments, arguments.config)
     reading, settings = chosen["input"], chosen[""]
+    # Pd,Au is one word on the command line
+    settings = replace(settings, elements=tuple(",".join(settings.elements).split(",")) if settings.elements else ())
     if arguments.element:
         settings = replace(settings, elements=(arguments.element,))
     out = arguments.out or arguments.tilts.with_name(f"{arguments.tilts.stem}_run")
