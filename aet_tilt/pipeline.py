@@ -32,7 +32,8 @@ class Settings:
     """How a tilt series becomes atoms.
 
     elements : chemical symbols that are there, such as Pd,Au; none: atoms stay "X".
-    method : of the reconstruction; auto: the one that predicts images left out best.
+    method : of the reconstruction from which atoms are traced (they are refined against the images whichever it is);
+        auto: the one that predicts images left out best, which takes many times as long.
     align : find shifts before the reconstruction; otherwise they are as given.
     held_out_every : one of so many images is left out to judge the atoms, >= 3.
     preprocessing : hot pixels, repeats, dose.
@@ -44,7 +45,7 @@ class Settings:
     """
 
     elements: tuple[str, ...] = ()
-    method: Method = "auto"
+    method: Method = "fbp"
     align: bool = True
     held_out_every: int = 7
     preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
