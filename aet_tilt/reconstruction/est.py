@@ -2,7 +2,7 @@
 
 The rows of each image are transformed, by a fractional Fourier transform, at the points of the pseudopolar line nearest
 in slope. In each iteration they replace the samples on their lines; the transform is inverted by conjugate gradients;
-then the map is made positive and cut to the support. A few measured points are never used: the iteration stops when
+then the map is made positive and cut to the support. A few measured lines are never used: the iteration stops when
 the error there (R-free) no longer falls.
 
 References
@@ -14,6 +14,7 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from aet_tilt.reconstruction.operator import is_single_axis
 from aet_tilt.reconstruction.problem import Problem, VolumeState
 from aet_tilt.reconstruction.pseudopolar import fractional_fourier, invert_pseudopolar, pseudopolar
 from common.data import InputError
-from common.fourier import shift_images
+from common.fourier import crop_or_pad, shift_images
 from common.iteration import Observer, run, step_generator
 
 _ROWS = 16  # slices transformed at once; bounds the memory
@@ -36,14 +37,16 @@ class EstSettings:
     """How EST goes back and forth.
 
     iterations : at most, >= 1.
+    oversampling : of the slices' box, >= 1: the lines lie 35 degrees / (oversampling box size) apart or less.
     inner_steps : conjugate gradient steps of each inversion, >= 1.
-    free_fraction : share of the measured points that is never used, (0, 0.5].
+    free_fraction : share of the measured lines that is never used, (0, 0.5].
     patience : iterations without a lower R-free before it stops, >= 1.
     positivity : keep the map >= 0.
-    seed : of the points left out.
+    seed : of the lines left out.
     """
 
     iterations: int = 60
+    oversampling: float = 1.0
     inner_steps: int = 1
     free_fraction: float = 0.05
     patience: int = 3
@@ -51,18 +54,23 @@ class EstSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.inner_steps, self.patience) < 1 or not 0 < self.free_fraction <= 0.5:
+        if (
+            min(self.iterations, self.inner_steps, self.patience) < 1
+            or not 0 < self.free_fraction <= 0.5
+            or not self.oversampling >= 1
+        ):
             raise InputError(
                 f"EST has {self.iterations} iterations of {self.inner_steps} steps, a patience of {self.patience} and "
-                f"leaves {self.free_fraction} of the points out, expected at least 1 of each and a share in (0, 0.5]"
+                f"leaves {self.free_fraction} of the lines out, in a box {self.oversampling} times as large, "
+                "expected at least 1 of each and a share in (0, 0.5]"
             )
 
 
 class MeasuredLines(NamedTuple):
     """The images on pseudopolar lines.
 
-    values : (l, r, 2 d) complex, of l lines and r rows. sector, slope : (l,) which line. used, free : (l, 1, 2 d) bool,
-    the points that are enforced, and those left out.
+    values : (l, r, 2 d) complex, of l lines and r rows, d that of the padded slices. sector, slope : (l,) which line.
+    used, free : (l, 1, 2 d) bool, the points that are enforced, and those left out.
     """
 
     values: Tensor
@@ -88,7 +96,8 @@ def measure(problem: Problem, settings: EstSettings) -> MeasuredLines:
     ------
     InputError : the poses are not tilts about y.
     """
-    poses, d, pixel = problem.operator.poses, problem.images.shape[-1], problem.operator.pixel_size
+    poses, pixel = problem.operator.poses, problem.operator.pixel_size
+    d = math.ceil(settings.oversampling * problem.images.shape[-1])
     if not is_single_axis(poses):
         raise InputError("EST needs tilts about the y axis, and these poses turn about others: take another method")
     cosine, sine = poses.rotations[:, 0, 0].double(), poses.rotations[:, 0, 2].double()
@@ -96,7 +105,7 @@ def measure(problem: Problem, settings: EstSettings) -> MeasuredLines:
     along, across = torch.where(flat, cosine, sine), torch.where(flat, sine, cosine)
     slope = torch.round(across / along * d)
     radius = (1 + (slope / d).square()).sqrt()
-    rows = shift_images(problem.images, -poses.shifts / pixel) / pixel
+    rows = crop_or_pad(shift_images(problem.images, -poses.shifts / pixel) / pixel, d, 1)
     alpha = (radius * along.sign() / (2 * d))[:, None].expand(rows.shape[:2])
     values = fractional_fourier(rows.to(rows.dtype.to_complex()), alpha, 2 * d)
     k = torch.arange(2 * d, device=rows.device) - d
@@ -106,8 +115,10 @@ def measure(problem: Problem, settings: EstSettings) -> MeasuredLines:
     mean = mean / torch.bincount(number, minlength=len(line))[:, None, None]
     within = torch.zeros(len(line), 2 * d, dtype=torch.bool, device=rows.device)
     within[number] = inside
-    draw = torch.rand(len(line), 2 * d, generator=step_generator(settings.seed, 0)).to(rows.device)
-    free = within & (draw < settings.free_fraction)
+    order = torch.randperm(len(line), generator=step_generator(settings.seed, 0)).to(rows.device)
+    chosen = torch.zeros_like(within)
+    chosen[order[: max(1, round(settings.free_fraction * len(line)))]] = True
+    free = within & chosen
     return MeasuredLines(mean, line // (2 * d + 1), line % (2 * d + 1), (within & ~free)[:, None], free[:, None])
 
 
@@ -140,14 +151,18 @@ def step(state: EstState, problem: Problem, measured: MeasuredLines, settings: E
 
 
 def _step_rows(slices: Tensor, measured: MeasuredLines, rows: slice, inner_steps: int) -> tuple[Tensor, Tensor]:
-    """The next slices (r, d, d), and sums of |error| and |measured| over the points used and left out."""
-    samples = pseudopolar(slices.to(slices.dtype.to_complex()))
+    """The next slices (r, d, d); sums of |error| and |measured| over points used, of squares over those left out."""
+    padded = crop_or_pad(slices, measured.values.shape[-1] // 2, 2)
+    samples = pseudopolar(padded.to(slices.dtype.to_complex()))
     values = measured.values[:, rows]
     present = samples[:, measured.sector, :, measured.slope]
     error, size = (present - values).abs(), values.abs()
-    sums = [(part * chosen).sum() for chosen in (measured.used, measured.free) for part in (error, size)]
+    sums = [(part * measured.used).sum() for part in (error, size)]
+    # squares, so that the many points that hold nothing but noise do not drown the few that hold the particle
+    sums += [(part.square() * measured.free).sum() for part in (error, size)]
     samples[:, measured.sector, :, measured.slope] = torch.where(measured.used, values, present)
-    return invert_pseudopolar(samples, slices, inner_steps), torch.stack(sums).double().cpu()
+    found = crop_or_pad(invert_pseudopolar(samples, padded, inner_steps), slices.shape[-1], 2)
+    return found, torch.stack(sums).double().cpu()
 
 
 def equal_slope(
