@@ -11,11 +11,11 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
 from common.atoms.crystals import BCC
-from common.atoms.geometry import Floats, finite_positions, nearest_neighbour_distances
+from common.atoms.geometry import Floats, finite_positions
 from common.atoms.grains import Grains
 from common.atoms.lattice import Booleans, Lattice, site_keys
 
-_PROBE = 0.95  # of the neighbour distance: the circle through three atoms of a square facet has 0.71
+_PROBE = 0.85  # of the distance to the twelfth neighbour: the circle through three atoms of a square facet has 0.71
 _FACES = ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2))
 
 
@@ -25,8 +25,8 @@ def surface_atoms(atoms: Atoms, *, probe: float | None = None) -> Booleans:
     Parameters
     ----------
     atoms : n atoms, not periodic.
-    probe : angstrom, > 0: the ball passes between three atoms whose circumcircle is larger than this; None: 0.95 of the
-        median neighbour distance, which neither facets nor vacancies below them let in.
+    probe : angstrom, > 0: the ball passes between three atoms whose circumcircle is larger than this; None: 0.85 of the
+        distance within which inner atoms have twelve neighbours, which neither facets nor vacancies below them let in.
 
     Raises
     ------
@@ -40,7 +40,9 @@ def surface_atoms(atoms: Atoms, *, probe: float | None = None) -> Booleans:
     positions = finite_positions(atoms, "the atom list", 0)
     if len(positions) < 5:
         return np.ones(len(positions), dtype=bool)
-    reach = _PROBE * float(np.median(nearest_neighbour_distances(atoms))) if probe is None else probe
+    if probe is None:
+        twelfth = cKDTree(positions).query(positions, k=min(13, len(positions)))[0][:, -1]
+        probe = _PROBE * float(np.quantile(twelfth, 0.1))
     try:
         mesh = Delaunay(positions)
     except QhullError:  # all in one plane
@@ -48,7 +50,7 @@ def surface_atoms(atoms: Atoms, *, probe: float | None = None) -> Booleans:
     cells, beside = mesh.simplices, mesh.neighbors
     outside, first, second = len(cells), [], []
     for k, face in enumerate(_FACES):
-        wide = _circumradius(positions[cells[:, face]]) > reach
+        wide = _circumradius(positions[cells[:, face]]) > probe
         first.append(np.flatnonzero(wide))
         second.append(np.where(beside[wide, k] < 0, outside, beside[wide, k]))
     i, j = np.concatenate(first), np.concatenate(second)

@@ -10,6 +10,7 @@ from ase import Atoms
 from common.atoms.coordination import bonded_pairs
 from common.atoms.crystals import BCC, CRYSTALS, FCC, HCP
 from common.atoms.geometry import Floats, Integers, finite_positions
+from common.atoms.grain_borders import border_atoms_settled
 from common.atoms.grain_pieces import GrainSettings, components, oriented_pieces
 from common.atoms.lattice import (
     Booleans,
@@ -59,7 +60,9 @@ class _Grain:
     lattice: Lattice
 
 
-def find_grains(atoms: Atoms, structure: LocalStructure, settings: GrainSettings | None = None) -> Grains:
+def find_grains(
+    atoms: Atoms, structure: LocalStructure, settings: GrainSettings | None = None, *, bonds: Integers | None = None
+) -> Grains:
     """Part a particle into grains and fit a lattice to each.
 
     Parameters
@@ -67,6 +70,7 @@ def find_grains(atoms: Atoms, structure: LocalStructure, settings: GrainSettings
     atoms : n atoms, not periodic; species are ignored.
     structure : of the same atoms (`local_structure`).
     settings : see `GrainSettings`.
+    bonds : (m, 2) neighbouring atoms, each pair both ways; None: `bonded_pairs`.
 
     Returns
     -------
@@ -91,7 +95,7 @@ def find_grains(atoms: Atoms, structure: LocalStructure, settings: GrainSettings
     settings = settings or GrainSettings()
     positions = finite_positions(atoms, "the atom list", 0)
     n = len(positions)
-    bonds = bonded_pairs(atoms)
+    bonds = bonded_pairs(atoms) if bonds is None else bonds
     found: list[_Grain] = []
     for name in (FCC, BCC, HCP):
         for piece in oriented_pieces(structure, name, bonds, settings):
@@ -104,12 +108,11 @@ def find_grains(atoms: Atoms, structure: LocalStructure, settings: GrainSettings
     for number, grain in enumerate(found):
         labels[grain.members], sites[grain.members] = number, grain.sites
     lattices = [g.lattice for g in found]
-    for _ in range(2):
+    for _ in range(4):
         labels, sites = _absorbed(positions, bonds, labels, sites, lattices)
-        lattices = [
-            fit_lattice(positions[labels == k], sites[labels == k], g.structure) for k, g in enumerate(lattices)
-        ]
         labels = _without_strays(positions, bonds, labels, sites, lattices)
+        labels, sites = border_atoms_settled(positions, bonds, labels, sites, lattices)
+        labels, sites, lattices = _refitted(positions, labels, sites, lattices, settings)
     labels, sites, lattices = _with_thin_twins(positions, bonds, labels, sites, lattices, settings)
     labels, sites = _absorbed(positions, bonds, labels, sites, lattices)
     return Grains(labels, sites, tuple(lattices), bonds)
@@ -174,6 +177,19 @@ def _joined(
             refused.add(frozenset(id(g) for g in pair))
         else:
             grains = [g for k, g in enumerate(grains) if k not in best[1:]] + [whole]
+
+
+def _refitted(
+    positions: Floats, labels: Integers, sites: Integers, lattices: list[Lattice], settings: GrainSettings
+) -> tuple[Integers, Integers, list[Lattice]]:
+    """Lattices fitted again to all atoms of each grain; grains that have become too small or flat are given up."""
+    renumbered, fitted = np.full(len(labels), -1, dtype=np.int64), list[Lattice]()
+    for number, lattice in enumerate(lattices):
+        rows = np.flatnonzero(labels == number)
+        if len(rows) >= settings.smallest and np.linalg.matrix_rank(sites[rows] - sites[rows[0]]) == 3:
+            renumbered[rows] = len(fitted)
+            fitted.append(fit_lattice(positions[rows], sites[rows], lattice.structure))
+    return renumbered, sites, fitted
 
 
 def adjacent_grains(labels: Integers, bonds: Integers) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")
 _ROWS, _COLUMNS = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
 _PAIRS = [(a, b) for a in range(3) for b in range(a, 3)]
 _WIDER = 1.5  # kernel beside surfaces
+_LOSS = 1.3  # of the variance, beside surfaces
 _LEAST_ATOMS = 10.0  # under the kernel: fewer do not say how the displacement changes along three axes
 
 
@@ -77,7 +78,7 @@ def measure_strain(atoms: Atoms, grains: Grains, *, kernel: float = 5.5) -> Stra
     of first order [2]_); its slopes are the displacement gradient, their symmetric part the strain, to first order in
     the displacement. Atoms across a twin or a grain boundary have no weight, so a boundary makes no strain. Where a
     surface cuts the kernel, a plane under a kernel 1.5 times as wide is mixed in, as much as keeps the variance below
-    twice that of the bulk: the resolution there is coarser instead of the noise larger. Sites are
+    1.3 times that of the bulk: the resolution there is coarser instead of the noise larger. Sites are
     integers on an orthogonal grid, so all sums are separable convolutions: cost O(n). The sigmas are those of this
     linear fit: noise only, not what the kernel blurs. The mean change of volume of a grain is in its lattice constant,
     not in its strain.
@@ -193,10 +194,10 @@ def _bulk_variance(lattice: Lattice, kernel: float) -> float:
 
 
 def _own_share(own: Floats, broad: Floats, bulk: float) -> Floats:
-    """(n,) weight of the narrow kernel, so that the mean variance of the slopes is at most twice that of the bulk."""
+    """(n,) weight of the narrow kernel that keeps the mean variance of the slopes below 1.3 times that of the bulk."""
     narrow, wide = (np.trace(c[:, 1:, 1:], axis1=1, axis2=2) / 3 for c in (own, broad))
     excess = np.maximum(narrow - wide, 1e-30)
-    return np.sqrt(np.clip((2 * bulk - wide) / excess, 0.0, 1.0))
+    return np.sqrt(np.clip((_LOSS * bulk - wide) / excess, 0.0, 1.0))
 
 
 def _normal_matrices(sums: Floats, x: Floats) -> Floats:
