@@ -72,8 +72,9 @@ def test_every_method_gives_a_volume_like_the_particle_and_resumes_bit_for_bit(m
 def test_auto_takes_the_best_prediction_and_says_so(counted):
     choice = choose_method(counted, QUICK)
     assert [c.held_out_error for c in choice.tried] == sorted(c.held_out_error for c in choice.tried)
-    assert choice.method == choice.tried[0].method
-    assert f"{choice.tried[0].held_out_r1:.4f}" in choice.reason
+    best = next(c for c in choice.tried if c.settings == choice.settings and c.method == choice.method)
+    assert best.held_out_error <= 1.005 * choice.tried[0].held_out_error
+    assert f"{best.held_out_r1:.4f}" in choice.reason
     assert {"sieve", "sparse", "genfire", "resire", "sirt"} == {c.method for c in choice.tried}
 
 

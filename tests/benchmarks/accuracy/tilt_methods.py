@@ -129,7 +129,7 @@ def measure(n_images: int = 51, counts: float = 50.0) -> list[tuple[str, ...]]:
         settings = ReconstructionSettings(real_space=rays)
         add(method, lambda p, m=method, s=settings: reconstruct_values(p, m, s))
     choice = choose_method(case.problem)
-    add(f"auto: {choice.tried[0].label}", lambda p: reconstruct_values(p, choice.method, choice.settings))
+    add(f"auto: {choice.method}", lambda p: reconstruct_values(p, choice.method, choice.settings))
     try:
         import astra
     except ImportError:
