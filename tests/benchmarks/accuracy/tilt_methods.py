@@ -108,7 +108,8 @@ def with_astra(astra: ModuleType, problem: Problem, name: str, iterations: int) 
             settings["option"] = {"MinConstraint": 0.0}
         algorithm = astra.algorithm.create(settings)
         astra.algorithm.run(algorithm, iterations)
-        slices.append(torch.from_numpy(astra.data2d.get(result)))
+        # CGLS divides nothing by nothing where a row is empty
+        slices.append(torch.from_numpy(astra.data2d.get(result)).nan_to_num())
         astra.algorithm.delete(algorithm)
         astra.data2d.delete([data, result])
     return torch.stack(slices, 1)
