@@ -7,7 +7,7 @@ of all in-plane angles are one product per angular order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class RingImages:
 
     def __len__(self) -> int:
         return len(self.rings)
+
+    def __getitem__(self, index: Tensor) -> RingImages:
+        """The images at ``index``."""
+        return replace(self, rings=self.rings[index], transfer=self.transfer[index], centres=self.centres[index])
 
     def ring_vectors(self) -> Tensor:
         """(s, a, 2) frequencies (k_x, k_y) of the samples, 1/angstrom."""
@@ -277,14 +281,14 @@ def expectation(
         counts += images.transfer[these].square().mean(-1).T @ weight
         angle, trial_number, view = place // (t * n_views), (place // n_views) % t, place % n_views
         turn = angle * (360.0 / n_angles)
-        frames = _in_plane(turn) @ views.frames[view]
+        frames = in_plane_rotations(turn) @ views.frames[view]
         chosen = trial[torch.arange(k, device=trial.device), trial_number]
         rows.append((best, best + temperature * total.log(), frames, chosen))
     best, evidence, rotations, chosen = (torch.cat(column) for column in zip(*rows, strict=True))
     return Expectation(sums, counts, best, evidence, rotations, chosen)
 
 
-def _in_plane(degrees: Tensor) -> Tensor:
+def in_plane_rotations(degrees: Tensor) -> Tensor:
     """Rz(-angle): the view turned so that its ring sample at ``angle`` comes to angle 0."""
     angle = torch.deg2rad(degrees)
     c, s = torch.cos(angle), torch.sin(angle)

@@ -228,7 +228,7 @@ def _shape(kind: Any) -> _Shape:
 def _convert(kind: Any, value: Any, where: str, *, text: bool = False) -> Any:
     """A value as its field wants it; ``text``: it comes from the command line, as a string."""
     shape = _shape(kind)
-    if value is None or (text and isinstance(value, str) and value.lower() == "none"):
+    if value is None or (text and isinstance(value, str) and value.lower() in ("none", "auto")):
         if not shape.optional:
             raise InputError(f"{where} is none, expected {_expected(shape)}")
         return None

@@ -2,6 +2,7 @@
 
 from common.report.data import (
     AtomSites,
+    ClassAverages,
     FourierShellCorrelation,
     ImageExamples,
     ImageScores,
@@ -18,6 +19,7 @@ from common.report.pictures import pick_examples
 
 __all__ = [
     "AtomSites",
+    "ClassAverages",
     "FourierShellCorrelation",
     "ImageExamples",
     "ImageScores",

@@ -145,6 +145,30 @@ class ImageExamples:
 
 
 @dataclass(frozen=True)
+class ClassAverages:
+    """Classes of like views, in their order.
+
+    averages : (k, d, d). pixel_size : angstrom. images : (k,) how many in each.
+    correlation : (k,) mean ring correlation of independent halves; NaN where there were none.
+    resolution : (k,) angstrom, where the halves stop to agree.
+    rejected : (k,) booleans.
+    """
+
+    averages: Tensor
+    pixel_size: float
+    images: Tensor
+    correlation: Tensor
+    resolution: Tensor
+    rejected: Tensor
+
+    def __post_init__(self) -> None:
+        k = self.averages.shape[0]
+        _check_shapes("classes", averages=(self.averages, (None, None, None)), images=(self.images, (k,)))
+        _check_shapes("classes", correlation=(self.correlation, (k,)), resolution=(self.resolution, (k,)))
+        _check_shapes("classes", rejected=(self.rejected, (k,)))
+
+
+@dataclass(frozen=True)
 class ImageScores:
     """How well each image is explained.
 
@@ -244,6 +268,7 @@ class ReportData:
     scores: ImageScores | None = None
     atoms: AtomSites | None = None
     multislice: MultisliceScores | None = None
+    classes: ClassAverages | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

@@ -7,6 +7,7 @@ from importlib import resources
 
 from common.io.files import atomic_write
 from common.report.atom_section import show_atoms
+from common.report.class_section import show_classes
 from common.report.data import ReportData
 from common.report.multislice_section import show_multislice
 from common.report.sections import (
@@ -38,6 +39,8 @@ def _facts(data: ReportData) -> str:
         facts.append(("atoms", f"{len(data.atoms.symbols):,}"))
         if data.atoms.sigmas is not None:
             facts.append(("median sigma", number(median(100 * data.atoms.sigmas), 2, "pm")))
+    if data.classes is not None:
+        facts.append(("classes", f"{len(data.classes.images):,}"))
     if data.fsc is not None:
         facts.append((f"resolution, FSC {data.fsc.threshold:g}", number(data.fsc.resolution, 2, "Å")))
     if data.starts is not None and data.starts.agrees is not None:
@@ -75,6 +78,7 @@ def _body(data: ReportData) -> list[tuple[str, str, str]]:
         ("starts", "Starts", show_starts(data.starts) if data.starts else ""),
         ("resolution", "Resolution and directions", show_resolution(data.fsc, data.rotations)),
         ("volume", "Volume", show_volume(data.volume) if data.volume else ""),
+        ("classes", "Classes", show_classes(data.classes) if data.classes else ""),
         ("images", "Images", show_examples(data.examples) if data.examples else ""),
         ("scores", "Held-out images", show_scores(data.scores) if data.scores else ""),
         ("multislice", "Multislice check", show_multislice(data.multislice) if data.multislice else ""),

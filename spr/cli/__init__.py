@@ -17,6 +17,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "particle images -> atoms with error bars, volume, poses, report"),
     "abinitio": ("stages", "particle images -> volume and poses, from random starts"),
     "refine": ("stages", "particle images with poses -> better poses, half maps, volume"),
+    "classify": ("classify", "particle images -> classes of like views and their averages"),
     "trace": ("trace", "volume -> atoms"),
     "refine-atoms": ("stages", "atoms and particle images with poses -> atoms with error bars"),
     "simulate": ("simulate", "atoms -> particle images, or with --movie a movie, whose truth is known"),
@@ -65,7 +66,7 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _how_to_resume(given: list[str]) -> str:
-    if not given or given[0] not in ("reconstruct", "abinitio", "refine", "refine-atoms"):
+    if not given or given[0] not in ("reconstruct", "abinitio", "refine", "refine-atoms", "classify"):
         return ""
     again = [word for word in given if word != "--overwrite"]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -20,7 +20,7 @@ from common.io.checkpoint import is_first_process
 from common.io.run_folder import OUTPUTS, RunFolder
 from common.iteration import Observer
 from common.parallel import processes
-from spr.cli.outputs import Result, write_outputs
+from spr.cli.outputs import write_outputs
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class InputSettings:
     allow_outside: bool = False
 
 
-Compute = Callable[[ParticleFile, Any, Sequence[Observer]], Result]
+Compute = Callable[[ParticleFile, Any, Sequence[Observer]], Any]
 
 
 def load_pipeline() -> Any:
@@ -79,6 +79,7 @@ def run_work(
     compute: Compute,
     *,
     extra_inputs: Sequence[Path] = (),
+    write: Callable[..., None] = write_outputs,
 ) -> int:
     """Read the particles, open or resume the run folder, compute, and write everything.
 
@@ -89,6 +90,7 @@ def run_work(
     settings_kind : the dataclass of settings.
     compute : (particle file, settings, observers) -> result.
     extra_inputs : further files that the result depends on.
+    write : writes the result, as `spr.cli.outputs.write_outputs`.
     """
     chosen = read_settings({"input": InputSettings, "": settings_kind}, arguments, arguments.config)
     reading, settings = chosen["input"], chosen[""]
@@ -124,7 +126,7 @@ def run_work(
                 "wall_seconds": time.time() - began[0],
             }
             if is_first_process():
-                write_outputs(folder, particles, result, extra_warnings=warnings, seconds=timing)
+                write(folder, particles, result, extra_warnings=warnings, seconds=timing)
                 _summarise(folder)
     return 0
 
