@@ -45,8 +45,8 @@ def turn_images(images: Tensor, angles: Tensor, shifts: Tensor) -> Tensor:
 
     Returns
     -------
-    (n, d, d); the value at x is that of the image at ``R(-angle) x + shift``, 0 outside: bicubic on three times the samples,
-    right to 1 % of a peak.
+    (n, d, d); the value at x is that of the image at ``R(-angle) x + shift``, 0 outside; bicubic on three times the
+    samples, right to 1 % of a peak.
     """
     d = images.shape[-1]
     fine = resample_fourier(images, _FINER * d, 2)
