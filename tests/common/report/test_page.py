@@ -25,7 +25,7 @@ from common.report import (
 )
 
 HOSTILE = "</script></title><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&$x_^{"
-OPTIONAL = ("inputs", "fsc", "rotations", "starts", "volume", "examples", "scores", "atoms", "multislice")
+OPTIONAL = ("inputs", "fsc", "rotations", "starts", "volume", "examples", "scores", "atoms", "multislice", "classes")
 
 
 class Page(HTMLParser):
@@ -240,3 +240,13 @@ def test_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
         write_report(path, ReportData("a", "b", "determined"))
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_classes_are_shown_with_what_is_known_of_them(full_page: str) -> None:
+    section = full_page.partition('<section id="classes">')[2].partition("</section>")[0]
+    assert section.count("<img") == 3
+    assert "70 images (76.9 %)" in section
+    assert "ring correlation 0.90, to 1.10 Å" in section
+    assert section.count("<b>rejected</b>") == 1
+    assert "1 image (1.1 %)" in section
+    assert "nan" not in section
