@@ -75,14 +75,25 @@ class ClassificationSettings:
 
 
 @dataclass(frozen=True)
+class MergingState:
+    """quiet : steps since the last merge. divisions : rounds of dividing that were made.
+
+    undivided : classes before the last of these.
+    """
+
+    quiet: int = 0
+    divisions: int = 0
+    undivided: int = 0
+
+
+@dataclass(frozen=True)
 class ClassificationState(State):
     """sums : (m, 2 s, k) and counts : (s, k) of the images of each class (`spr.orientation_search.Expectation`).
 
     shifts : (n, 2) where each image's particle was last seen, angstrom. label_evidence : (n, k) log likelihood of each
     class over temperature, when last looked at. shares : (k,) of the classes. transitions : (k, k) from frame to frame.
     temperature : of the last iteration. nats : evidence per image over no particle. n_classes : k.
-    switch_rate : how often a frame is of another class than the one before. quiet : steps since the last merge.
-    divisions : rounds of dividing that were made. undivided : classes before the last.
+    switch_rate : how often a frame is of another class than the one before. merging : how far the merging has come.
     """
 
     sums: Tensor
@@ -95,9 +106,7 @@ class ClassificationState(State):
     nats: float
     n_classes: int
     switch_rate: float
-    quiet: int
-    divisions: int
-    undivided: int
+    merging: MergingState
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ def start(data: ClassificationData, n_classes: int, *, seed: int) -> Classificat
     even = torch.full((k,), 1 / k, device=sums.device, dtype=sums.dtype)
     none = torch.zeros(n, k, device=sums.device, dtype=sums.dtype)
     return ClassificationState(
-        0, False, sums, counts, images.centres, none, even, first_transitions(k, even), 0.0, 0.0, k, 1.0, 0, 0, 0
+        0, False, sums, counts, images.centres, none, even, first_transitions(k, even), 0.0, 0.0, k, 1.0, MergingState()
     )
 
 
@@ -216,21 +225,21 @@ def _merging(
 
     When it asks for no more, every class is divided, in case the annealing put two views into one, and merging goes on.
     """
-    quiet = state.quiet + 1
-    if quiet < _QUIET:
-        return replace(state, quiet=quiet)
+    merging = replace(state.merging, quiet=state.merging.quiet + 1)
+    if merging.quiet < _QUIET:
+        return replace(state, merging=merging)
     if state.n_classes > (wanted or 1):
         pairs = best_merges(state.sums, state.counts, labels.probability, data.images, data.prior, wanted)
         if pairs:
             merged = merge_classes(pairs, state.sums, state.counts, state.label_evidence, state.shares, data.images)
-            return _with_classes(state, merged)
-    if state.divisions < _DIVISIONS and wanted != 1 and state.n_classes != state.undivided:
+            return _with_classes(state, merged, replace(merging, quiet=0))
+    if merging.divisions < _DIVISIONS and wanted != 1 and state.n_classes != merging.undivided:
         divided = _divided(state, data, settings, labels, seed)
-        return replace(_with_classes(state, divided), divisions=state.divisions + 1, undivided=state.n_classes)
-    return replace(state, quiet=quiet, done=quiet >= 2 * _QUIET)
+        return _with_classes(state, divided, MergingState(0, merging.divisions + 1, state.n_classes))
+    return replace(state, merging=merging, done=merging.quiet >= 2 * _QUIET)
 
 
-def _with_classes(state: ClassificationState, classes: ClassSums) -> ClassificationState:
+def _with_classes(state: ClassificationState, classes: ClassSums, merging: MergingState) -> ClassificationState:
     k = len(classes.shares)
     return replace(
         state,
@@ -240,7 +249,7 @@ def _with_classes(state: ClassificationState, classes: ClassSums) -> Classificat
         shares=classes.shares,
         transitions=first_transitions(k, classes.shares),
         n_classes=k,
-        quiet=0,
+        merging=merging,
     )
 
 
@@ -262,7 +271,7 @@ def _divided(
         images = replace(images, centres=state.shifts[rows])
         few = ClassificationData(images, data.prior)
         own_seed = seed + 7919 * (number + 1)
-        found = replace(start(few, _PARTS, seed=own_seed), divisions=_DIVISIONS)
+        found = replace(start(few, _PARTS, seed=own_seed), merging=MergingState(divisions=_DIVISIONS))
         while not found.done:
             found = step(found, few, parts, seed=own_seed)
         sums.append(found.sums)

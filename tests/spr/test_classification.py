@@ -126,7 +126,9 @@ class StopAt:
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:
-    return {f.name: torch.as_tensor(getattr(state, f.name)).clone() for f in fields(state)}
+    plain = {f.name: getattr(state, f.name) for f in fields(state)}
+    plain |= vars(plain.pop("merging"))
+    return {name: torch.as_tensor(value).clone() for name, value in plain.items()}
 
 
 def same_bits(a: State, b: State) -> bool:
