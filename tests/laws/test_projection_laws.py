@@ -24,12 +24,21 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def noise(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+@pytest.fixture
+def noise(device):
+    def drawn(*shape, seed=0, dtype=torch.float64):
+        return torch.randn(*shape, generator=generator(seed), dtype=dtype).to(device)
+
+    return drawn
 
 
-def views(n, dtype=torch.float64):
-    return Poses(random_rotations(n, generator=generator(7), dtype=dtype), noise(n, 2, seed=8, dtype=dtype))
+@pytest.fixture
+def views(noise, device):
+    def drawn(n, dtype=torch.float64):
+        rotations = random_rotations(n, generator=generator(7), dtype=dtype).to(device)
+        return Poses(rotations, noise(n, 2, seed=8, dtype=dtype))
+
+    return drawn
 
 
 def inner(a, b):
@@ -38,7 +47,7 @@ def inner(a, b):
 
 @SIZES
 @pytest.mark.parametrize("max_shell", [None, 4])
-def test_backprojection_is_the_adjoint_of_projection(d, max_shell):
+def test_backprojection_is_the_adjoint_of_projection(d, max_shell, noise, views):
     volume, images, poses = noise(d, d, d), noise(5, d, d, seed=1), views(5)
     forward = project(Volume(volume, 0.6), poses, max_shell=max_shell).images
     back = backproject(ImageStack(images, 0.6), poses, max_shell=max_shell).values
@@ -46,7 +55,7 @@ def test_backprojection_is_the_adjoint_of_projection(d, max_shell):
 
 
 @SIZES
-def test_kernels_have_their_adjoints(d):
+def test_kernels_have_their_adjoints(d, noise, views):
     volume, poses = noise(d, d, d), views(4)
     grid = oversampled_transform(volume)
     other = noise(*grid.shape, seed=2) + 1j * noise(*grid.shape, seed=3)
@@ -60,31 +69,31 @@ def test_kernels_have_their_adjoints(d):
     assert inner(interpolate_points(other, points), values) == pytest.approx(inner(other, spread), rel=1e-10)
 
 
-def test_gradient_of_the_projection_is_the_backprojection():
+def test_gradient_of_the_projection_is_the_backprojection(noise, views):
     volume, images, poses = noise(12, 12, 12).requires_grad_(), noise(3, 12, 12, seed=1), views(3)
     (project(Volume(volume, 0.5), poses).images * images).sum().backward()
     assert torch.allclose(volume.grad, backproject(ImageStack(images, 0.5), poses).values, atol=1e-12)
 
 
 @SIZES
-def test_shift_back_is_the_adjoint_of_the_shift(d):
+def test_shift_back_is_the_adjoint_of_the_shift(d, noise):
     a, b, shifts = noise(3, d, d), noise(3, d, d, seed=1), noise(3, 2, seed=2)
     assert inner(shift_images(a, shifts), b) == pytest.approx(inner(a, shift_images(b, -shifts)), rel=1e-10)
 
 
 @SIZES
-def test_averaged_transform_is_inverted_by_its_map(d):
-    axis = torch.arange(d).double() - d // 2
+def test_averaged_transform_is_inverted_by_its_map(d, device):
+    axis = torch.arange(d, device=device).double() - d // 2
     x, y, z = (torch.exp(-((axis - c) ** 2) / (2 * 1.5**2)) for c in (1.0, -2.0, 0.5))
     volume = z[:, None, None] * y[:, None] * x
     assert torch.allclose(map_from_transform(averaged_transform(volume), d), volume, atol=2e-3)
 
 
 @pytest.mark.parametrize("d", [24, 25])
-def test_turning_specimen_and_pose_together_changes_nothing(d):
-    axis = torch.arange(d).double() - d // 2
+def test_turning_specimen_and_pose_together_changes_nothing(d, noise, views, device):
+    axis = torch.arange(d, device=device).double() - d // 2
     centres = noise(6, 3) * d / 10
-    turn = random_rotations(1, generator=generator(4), dtype=torch.float64)[0]
+    turn = random_rotations(1, generator=generator(4), dtype=torch.float64)[0].to(device)
 
     def atoms(positions):
         x, y, z = (torch.exp(-((axis - positions[:, i : i + 1]) ** 2) / (2 * 1.2**2)) for i in range(3))
@@ -96,7 +105,7 @@ def test_turning_specimen_and_pose_together_changes_nothing(d):
     assert float((still - turned).abs().max() / still.max()) < 3e-3
 
 
-def test_batch_size_changes_nothing():
+def test_batch_size_changes_nothing(noise, views):
     volume, images, poses = noise(12, 12, 12), noise(7, 12, 12, seed=1), views(7)
     stack = ImageStack(images, 1.0)
     for function in (
@@ -108,7 +117,7 @@ def test_batch_size_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_follows_the_data(dtype):
+def test_dtype_follows_the_data(dtype, noise, views):
     poses, volume = views(3, dtype), Volume(noise(8, 8, 8, dtype=dtype), 1.0)
     stack = project(volume, poses)
     assert stack.images.dtype == dtype
@@ -116,7 +125,7 @@ def test_dtype_follows_the_data(dtype):
     assert reconstruct(stack, poses).values.dtype == dtype
 
 
-def test_single_precision_agrees_with_double():
+def test_single_precision_agrees_with_double(noise, views):
     poses, volume = views(3), noise(16, 16, 16)
     single = Poses(poses.rotations.float(), poses.shifts.float())
     a = project(Volume(volume, 1.0), poses).images

@@ -53,8 +53,8 @@ def data() -> SimulatedData:
 
 
 @pytest.fixture(scope="module")
-def found(data: SimulatedData) -> Reconstruction:
-    return reconstruct(data.stack, SETTINGS)
+def found(data: SimulatedData, device: torch.device) -> Reconstruction:
+    return reconstruct(data.stack.to(device), SETTINGS)
 
 
 def test_all_atoms_are_found(data: SimulatedData, found: Reconstruction) -> None:
@@ -73,7 +73,7 @@ def test_poses_are_those_of_the_images(data: SimulatedData, found: Reconstructio
     assert found.poses is not None
     match = compare(found.atoms, data.atoms, tolerance=0.2)
     frame = torch.from_numpy(match.rotation).float()  # takes found atoms onto the true ones
-    rotations, truth = found.poses.rotations.float(), data.poses.rotations
+    rotations, truth = found.poses.rotations.float().cpu(), data.poses.rotations
     if match.mirrored:  # a view and that of the mirrored particle seen from behind are one image
         rotations = torch.diag(torch.tensor([-1.0, -1.0, 1.0])) @ rotations
     error = geodesic_distance(rotations @ frame.T, truth)
@@ -81,7 +81,7 @@ def test_poses_are_those_of_the_images(data: SimulatedData, found: Reconstructio
     assert float((error < 10).float().mean()) > 0.97
     # the particle's middle, where the file's images have it
     middle = torch.from_numpy(found.atoms.positions.mean(0)).float()
-    seen = found.poses.shifts.float() + (found.poses.rotations.float() @ middle)[:, :2]
+    seen = found.poses.shifts.float().cpu() + (found.poses.rotations.float().cpu() @ middle)[:, :2]
     assert float((seen - data.poses.shifts).norm(dim=1).median()) < 0.05
 
 

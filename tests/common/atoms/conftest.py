@@ -1,4 +1,4 @@
-"""Small simulated data sets with their truth, and a start that is off as a first trace is."""
+"""Small simulated data sets with their truth, and a start that is off as a first trace is; the images lie on the device of the tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SmallSet:
     poses: Poses
 
 
-def small_set(model: str, seed: int, n_images: int = 60) -> SmallSet:
+def small_set(model: str, seed: int, n_images: int = 60, *, device: torch.device | str = "cpu") -> SmallSet:
     generator = torch.Generator().manual_seed(seed)
     atoms = gold_cluster(20, generator=generator)
     projection = model == "projection"
@@ -46,6 +46,7 @@ def small_set(model: str, seed: int, n_images: int = 60) -> SmallSet:
         moved = stack.optics.defocus + torch.tensor([30.0, 30.0, 0.0])
         unknown = torch.zeros_like(stack.optics.focal_spread)
         stack = replace(stack, optics=replace(stack.optics, defocus=moved, focal_spread=unknown))
+    stack = stack.to(device)
     start = truth.atoms.copy()
     start.positions += 0.1 / math.sqrt(3) * torch.randn(20, 3, generator=generator).numpy()
     turn = rotation_from_vector(torch.randn(n_images, 3, generator=generator).double() * math.radians(5))
@@ -56,6 +57,7 @@ def small_set(model: str, seed: int, n_images: int = 60) -> SmallSet:
 
 def rigid_errors(found: torch.Tensor, truth: np.ndarray) -> np.ndarray:
     """(n, 3) what is left between two lists of atoms in the same order after the best rotation and translation."""
+    found = found.cpu()
     a, b = found.numpy() - found.numpy().mean(0), truth - truth.mean(0)
     u, _, vt = np.linalg.svd(b.T @ a)
     rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
@@ -63,13 +65,13 @@ def rigid_errors(found: torch.Tensor, truth: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def projections() -> SmallSet:
-    return small_set("projection", 1)
+def projections(device: torch.device) -> SmallSet:
+    return small_set("projection", 1, device=device)
 
 
 @pytest.fixture(scope="session")
-def phase_objects() -> SmallSet:
-    return small_set("phase_object", 1)
+def phase_objects(device: torch.device) -> SmallSet:
+    return small_set("phase_object", 1, device=device)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def test_heights_and_widths_are_those_of_the_simulation(refined) -> None:
 def test_poses_come_closer(projections, refined) -> None:
     def misfit(rotations: torch.Tensor) -> float:
         # relative rotations between images do not depend on the frame
+        rotations = rotations.cpu()
         relative = rotations[1:] @ rotations[:-1].mT
         truth = projections.truth.poses.rotations.double()
         between = relative @ (truth[1:] @ truth[:-1].mT).mT
