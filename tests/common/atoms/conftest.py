@@ -1,4 +1,4 @@
-"""Small simulated data sets with their truth, and a start that is off as a first trace is; the images lie on the device of the tests."""
+"""Small simulated data sets with their truth, and a start that is off as a first trace is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.simulation import SimulatedData, gold_cluster, simulate_images
 
 @dataclass(frozen=True)
 class SmallSet:
-    """Images of 20 gold atoms; ``stack.optics`` is what a file would say: defocus 30 angstrom off, no focal spread."""
+    """Images of 20 gold atoms, on the device of the tests; ``stack.optics`` is what a file would say: defocus 30 angstrom off, no focal spread."""
 
     truth: SimulatedData
     stack: ImageStack
