@@ -212,8 +212,9 @@ def _index(first: Tensor, size: int, taps: int) -> Tensor:
 
 def _outer(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """(q, taps^3) products of the weights (taps, q) along each axis."""
-    zy = (z.T[:, :, None] * y.T[:, None, :]).flatten(1)
-    return (zy[:, :, None] * x.T[:, None, :]).flatten(1)
+    z, y, x = (weights.T.contiguous() for weights in (z, y, x))  # else the products are laid out to be copied
+    zy = (z[:, :, None] * y[:, None, :]).flatten(1)
+    return (zy[:, :, None] * x[:, None, :]).flatten(1)
 
 
 def _gather(grid: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from common.atoms.pose_search import PoseSearchSettings, search_poses
 from common.atoms.refinement import RefinementSettings, refine_model
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.tracing import TracingSettings, find_atoms
-from common.atoms.validation import search_unseen, with_robust_weights
+from common.atoms.validation import excess, search_unseen, with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
@@ -35,7 +35,8 @@ from spr.ring_sampling import SearchGrid, sample_rings
 
 LEAST_IMAGES = 20
 _CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found
-_LOW_GAIN = 0.6  # of the likelihood to be expected, below which an image's pose is searched again
+_BEHIND = -1.5  # standard deviations; an image that its pose explains so much worse than most ...
+_SHORT = 0.9  # ... and less than this share of what is to be expected, is searched again
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequen
     """
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
-    behind = model.log_likelihood < _LOW_GAIN * model.expected
+    behind = (excess(model) < _BEHIND) & (model.log_likelihood < _SHORT * model.expected)
     again = bool(behind.any()) and not bool(behind.all())
     if again:
         model = run_stage("atoms/last-poses", lambda: search_behind(seen, model, behind, settings), observers)
@@ -304,8 +305,9 @@ def search_behind(seen: Seen, model: AtomicModel, behind: Tensor, settings: Sett
     stack, _, noise = seen.part(seen.fitted[low])
     finer = replace(
         settings.pose_search,
-        sampling=0.7 * settings.pose_search.sampling,
-        candidates=2 * settings.pose_search.candidates,
+        sampling=0.85 * settings.pose_search.sampling,
+        candidates=4 * settings.pose_search.candidates,
+        finalists=2 * settings.pose_search.finalists,
     )
     found = search_poses(stack, noise, model, finer, poses=model.poses[low])
     return merged(select_images(model, rest), rest, found, low)

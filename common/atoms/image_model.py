@@ -216,6 +216,33 @@ def coefficients(image: Tensor, band: Band) -> Tensor:
     return spectrum[..., band.index] * band.scale
 
 
+def projected_coefficients(centres: Tensor, variance: Tensor, weights: Tensor, band: Band) -> Tensor:
+    """`coefficients` of rendered atoms without drawing them, from the Gaussians' own Fourier transform.
+
+    Parameters
+    ----------
+    centres : (b, k, 2) angstrom. variance, weights : (k,) of each Gaussian, angstrom^2 and integral.
+    band : of plain projections, narrow against the Gaussians' sampling, so that nothing is aliased.
+
+    Returns
+    -------
+    (b, f) complex.
+    """
+    unit = 1 / (band.box * band.pixel_size)
+    ky, kx = torch.round(band.ky / unit).long(), torch.round(band.kx / unit).long()
+    n = int(torch.maximum(ky.abs(), kx).max()) + 1
+    k = torch.arange(n, device=centres.device, dtype=centres.dtype) * unit
+    # from the first pixel, as `rfft2` counts
+    angle = 2 * math.pi * (centres[..., None] + (band.box // 2) * band.pixel_size) * k  # (b, k, 2, n)
+    damped = torch.exp(-2 * math.pi**2 * variance[:, None] * k**2)[:, None]
+    waves = torch.cat((torch.cos(angle) * damped, torch.sin(angle) * damped), -1)
+    products = waves[:, :, 1].mT @ (waves[:, :, 0] * weights[:, None])  # (b, 2 n, 2 n): cosines, then sines
+    flat, row, sign = products.flatten(1), 2 * n * ky.abs() + kx, torch.sign(ky)
+    real = flat[:, row] - sign * flat[:, row + 2 * n * n + n]
+    imaginary = flat[:, row + n] + sign * flat[:, row + 2 * n * n]
+    return torch.complex(real, -imaginary) * (band.scale * unit**2)
+
+
 def image_from_coefficients(values: Tensor, band: Band) -> Tensor:
     """Adjoint of `coefficients`: images (..., m, m) from (..., f)."""
     m = band.coarse

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.atoms.image_model import coefficients, expose_through, profiles, render
+from common.atoms.image_model import expose_through, profiles, projected_coefficients, render
 from common.atoms.likelihood import Measurement, Parameters, Views, batches, gaussians, lens_of, measure, views_of
 from common.atoms.model import AtomicModel, evaluate
 from common.atoms.pose_fit import Priors, fit_views
@@ -197,9 +197,11 @@ def reference_images(atoms: Parameters, groups: list[Measurement], grid: Tensor,
         made = []
         for batch in part.split(batch_size):
             centres = (positions @ grid[batch.to(grid.device)].mT)[..., :2].repeat_interleave(components, 1)
+            if not lenses:
+                made.append([projected_coefficients(centres, variance, weights, band)])
+                continue
             drawn = profiles(centres, variance, band.coordinates)
-            phase = render(drawn.by, drawn.bx, weights)
-            made.append(expose_through(phase, lenses, band) if lenses else [coefficients(phase, band)])
+            made.append(expose_through(render(drawn.by, drawn.bx, weights), lenses, band))
         return tuple(torch.cat(column) for column in zip(*made, strict=True))
 
     return map_over_shards(images, len(grid))

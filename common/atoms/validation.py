@@ -37,21 +37,24 @@ def search_unseen(
     return search_poses(stack, noise, unseen, settings, poses=Poses(eye, eye.new_zeros(len(stack), 2)))
 
 
-def image_weights(model: AtomicModel) -> Tensor:
-    """(m,) weights in [0, 1]: near 0 for images that no pose explains.
+def excess(model: AtomicModel) -> Tensor:
+    """(m,) how much more each image's pose explains than is expected of a right one, in standard deviations.
 
     Notes
     -----
     Of an image x with its model M in white noise, ``(<x, M> - |M|^2) / |M|`` is normal with variance 1 when the model
-    is right. An image is doubted when it falls short by five times the spread seen over all images (median absolute
-    deviation, at least 1).
+    is right. Centre and spread are those seen over all images (median and median absolute deviation, at least 1).
     """
     # an image of noise may fit a defocus at which the model vanishes: at least half the usual gain is expected of it
     expected = torch.maximum(model.expected, model.expected.median() / 2).clamp(min=1e-6)
-    shortfall = (model.log_likelihood - expected) / torch.sqrt(2 * expected)
-    middle = shortfall.median()
-    spread = (1.4826 * (shortfall - middle).abs().median()).clamp(min=1.0)
-    return torch.sigmoid(2 * ((shortfall - middle) / spread + 5))
+    gained = (model.log_likelihood - expected) / torch.sqrt(2 * expected)
+    middle = gained.median()
+    return (gained - middle) / (1.4826 * (gained - middle).abs().median()).clamp(min=1.0)
+
+
+def image_weights(model: AtomicModel) -> Tensor:
+    """(m,) weights in [0, 1]: near 0 for images that no pose explains, five standard deviations short (`excess`)."""
+    return torch.sigmoid(2 * (excess(model) + 5))
 
 
 def with_robust_weights(model: AtomicModel) -> tuple[AtomicModel, Tensor]:

@@ -60,6 +60,10 @@ def _svg(figure: Figure) -> str:
     FigureCanvasSVG(figure)
     out = io.StringIO()
     with rc_context({"svg.hashsalt": "report"}):
+        layout = figure.get_layout_engine()
+        if layout is not None:  # once, instead of at every draw
+            layout.execute(figure)
+            figure.set_layout_engine("none")
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, dpi=200, metadata=unsaid)
     svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)

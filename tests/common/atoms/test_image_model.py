@@ -16,6 +16,7 @@ from common.atoms.image_model import (
     lens,
     lens_tangents,
     profiles,
+    projected_coefficients,
     render,
     tangent,
 )
@@ -50,6 +51,18 @@ def test_gaussians_have_their_integral_and_centre() -> None:
     assert image.sum() == pytest.approx(2.0, rel=1e-5)
     assert (image.sum(0) @ coordinates) / 2 == pytest.approx(1.1, abs=1e-4)
     assert (image.sum(1) @ coordinates) / 2 == pytest.approx(-0.4, abs=1e-4)
+
+
+@pytest.mark.parametrize("box", [40, 41])
+def test_coefficients_without_drawing_are_those_of_the_drawn_atoms(box) -> None:
+    generator = torch.Generator().manual_seed(1)
+    band = fourier_band(box, PIXEL, 0.5, torch.linspace(1, 2, 30), torch.linspace(0, 2, 30), margin=math.inf)
+    centres = 2.0 * torch.randn(3, 7, 2, generator=generator)
+    variance, weights = 0.1 + 0.1 * torch.rand(7, generator=generator), torch.rand(7, generator=generator)
+    drawn = profiles(centres, variance, band.coordinates)
+    wanted = coefficients(render(drawn.by, drawn.bx, weights), band)
+    found = projected_coefficients(centres, variance, weights, band)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
 
 
 def test_white_noise_has_coefficients_of_variance_one() -> None:
