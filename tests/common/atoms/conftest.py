@@ -18,7 +18,10 @@ from common.simulation import SimulatedData, gold_cluster, simulate_images
 
 @dataclass(frozen=True)
 class SmallSet:
-    """Images of 20 gold atoms, on the device of the tests; ``stack.optics`` is what a file would say: defocus 30 angstrom off, no focal spread."""
+    """Images of 20 gold atoms, on the device of the tests.
+
+    ``stack.optics`` is what a file would say: defocus 30 angstrom off, no focal spread.
+    """
 
     truth: SimulatedData
     stack: ImageStack
