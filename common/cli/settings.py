@@ -63,7 +63,8 @@ def describe_fields(kind: type) -> dict[str, str]:
     """What a dataclass's docstring says of its fields: lines ``name : text`` or ``name, name : text``."""
     found: dict[str, str] = {}
     names: list[str] = []
-    for line in (kind.__doc__ or "").splitlines():
+    inherited = [one.__doc__ or "" for one in reversed(kind.__mro__) if is_dataclass(one)]
+    for line in "\n\n".join(inherited).splitlines():
         start = re.match(r"\s*([a-z_][a-z_0-9]*(?:, [a-z_][a-z_0-9]*)*) : (.+)", line)
         if start:
             names = start[1].split(", ")

@@ -45,6 +45,7 @@ OUTPUTS = (
     "class_averages.mrcs",
     "classes.star",
     "classes.csv",
+    "differences.csv",
     "metrics.csv",
     "run.json",
     "report.html",
@@ -233,6 +234,12 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in OUTPUTS:
             (folder / name).unlink(missing_ok=True)
+        for own in folder.glob("class_[0-9][0-9][0-9]"):  # a run with classes holds a run for each
+            if (own / "run.json").exists():
+                _remove_run(own)
+                (own / ".lock").unlink(missing_ok=True)
+                if not any(own.iterdir()):
+                    own.rmdir()
     except OSError as error:
         raise InputError(f"{folder}: the old run cannot be removed ({error.strerror}); choose another --out") from None
 

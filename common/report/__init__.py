@@ -13,6 +13,8 @@ from common.report.data import (
     MultisliceScores,
     ReportData,
     Starts,
+    StructureDifference,
+    Structures,
 )
 from common.report.page import render_report, write_report
 from common.report.pictures import pick_examples
@@ -30,6 +32,8 @@ __all__ = [
     "MultisliceScores",
     "ReportData",
     "Starts",
+    "StructureDifference",
+    "Structures",
     "pick_examples",
     "render_report",
     "write_report",

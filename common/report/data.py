@@ -235,6 +235,40 @@ class MultisliceScores:
 
 
 @dataclass(frozen=True)
+class StructureDifference:
+    """One atom of two structures laid on each other.
+
+    atom_first, atom_second : numbers from 1, None where it is in one only. distance : angstrom, between the two.
+    sigmas : that in units of its error. place_first, place_second : angstrom, in the frame of the first.
+    what : "moved", "same", or where it is.
+    """
+
+    atom_first: int | None
+    atom_second: int | None
+    distance: float | None
+    sigmas: float | None
+    place_first: tuple[float, float, float] | None
+    place_second: tuple[float, float, float] | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Structures found in one stack.
+
+    classes : of each, images, mean posterior of these, share of them above 0.99, atoms, median sigma (pm), resolution
+        (angstrom).
+    differences : of each pair, the numbers of both and the atoms that differ. mirrored : of each pair, whether the
+        second is shown as its mirror image. shared : of each pair, atoms in both.
+    """
+
+    classes: tuple[tuple[int, float, float, float, float, float], ...]
+    differences: tuple[tuple[int, int, tuple[StructureDifference, ...]], ...] = ()
+    mirrored: tuple[bool, ...] = ()
+    shared: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page; leave out what a run does not have.
 
@@ -269,6 +303,7 @@ class ReportData:
     atoms: AtomSites | None = None
     multislice: MultisliceScores | None = None
     classes: ClassAverages | None = None
+    structures: Structures | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

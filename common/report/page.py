@@ -24,6 +24,7 @@ from common.report.sections import (
     show_volume,
     text,
 )
+from common.report.structures_section import show_structures
 
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -73,6 +74,7 @@ def _head(data: ReportData) -> str:
 def _body(data: ReportData) -> list[tuple[str, str, str]]:
     """The sections that this run has, in order: id, name in the list of contents, HTML."""
     parts = [
+        ("structures", "Structures", show_structures(data.structures) if data.structures else ""),
         ("inputs", "What went in", show_inputs(data.inputs) if data.inputs else ""),
         ("atoms", "Atoms", show_atoms(data.atoms) if data.atoms else ""),
         ("starts", "Starts", show_starts(data.starts) if data.starts else ""),
