@@ -17,6 +17,8 @@ from common.report import (
     MultisliceScores,
     ReportData,
     Starts,
+    StructureDifference,
+    Structures,
     pick_examples,
     render_report,
 )
@@ -77,6 +79,13 @@ def full_report() -> ReportData:
         classes=ClassAverages(
             images[:3], PIXEL, torch.tensor([70, 20, 1]), torch.tensor([0.9, 0.5, float("nan")]),
             torch.tensor([1.1, float("inf"), float("nan")]), torch.tensor([False, True, False]),
+        ),
+        structures=Structures(
+            ((70, 0.99, 0.97, 38, 0.6, 1.2), (50, 0.98, 0.96, 37, 0.7, 1.3)),
+            ((1, 2, (
+                StructureDifference(5, 4, 0.31, 44.0, (1.0, 2.0, 3.0), (1.3, 2.0, 3.0), "moved"),
+                StructureDifference(7, None, None, None, (0.0, 4.0, 0.0), None, "only in class 1"),
+            )),), (True,), (37,),
         ),
     )  # fmt: skip
 

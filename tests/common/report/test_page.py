@@ -221,6 +221,14 @@ def test_every_field_of_the_report_is_exercised(full_report):
     assert same == ["outcome"] or same == []
 
 
+def test_what_differs_between_structures_is_said_atom_by_atom(full_report):
+    words = Page(render_report(full_report)).words
+    assert "Class 2 laid on class 1: 37 atoms within 0.5 Å of each other, 1 of them moved" in words
+    assert "1 only in class 1, 0 only in class 2" in words
+    assert "mirror image" in words
+    assert "31.0 pm" in words
+
+
 def test_written_whole(tmp_path):
     data = ReportData("Å", "not found", "not determined")
     write_report(tmp_path / "report.html", data)
