@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from common.atoms.comparison import compare
+from common.atoms.comparison import compare, rigid_fit
 from common.report import StructureDifference
 
 _SAME_PLACE = 0.5  # angstrom; atoms nearer than this after superposition are one atom, moved or not
@@ -81,10 +81,8 @@ def _settled(a: np.ndarray, b: np.ndarray, placed: np.ndarray, pairs: np.ndarray
         stay = distance <= max(2.5 * float(np.median(distance)), 1e-9)
         if stay.sum() < 4:
             break
-        p, q = b[stay], a[stay]
-        u, _, vt = np.linalg.svd((q - q.mean(0)).T @ (p - p.mean(0)))
-        turn = u @ np.diag([1.0, 1.0, float(np.sign(np.linalg.det(u @ vt)))]) @ vt
-        placed = (placed - p.mean(0)) @ turn.T + q.mean(0)
+        rotation, translation = rigid_fit(b[stay], a[stay], 1.0)
+        placed = placed @ rotation.T + translation
         b = placed[pairs[:, 1]]
     return placed, b
 

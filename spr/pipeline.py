@@ -16,8 +16,10 @@ from common.atoms.atom_count import add_and_remove_atoms
 from common.atoms.fisher import fisher
 from common.atoms.model import AtomicModel
 from common.atoms.pose_search import PoseSearchSettings, search_poses
+from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.atoms.refinement import RefinementSettings, refine_model
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
+from common.atoms.symmetry_breaking import Broken, break_symmetry
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.atoms.validation import excess, search_unseen, with_robust_weights
 from common.data import ImageStack, InputError, Poses
@@ -36,6 +38,7 @@ from spr.ring_sampling import SearchGrid, sample_rings
 LEAST_IMAGES = 20
 _CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found
 _BEHIND = -1.5  # standard deviations; an image that its pose explains so much worse than most ...
+_NAMED = 0.98  # mean posterior of the images' operations, from which a near symmetry leaves no doubt about poses
 _SHORT = 0.9  # ... and less than this share of what is to be expected, is searched again
 
 
@@ -111,10 +114,11 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
     model = improve(seen, rough, refined, settings, observers)
+    model, broken = settle_symmetry(seen, model, settings, observers)
     left_out = score_left_out(seen, model, settings, observers)
     maps = final_maps(seen, refined, model)
     checked = compare_with_multislice(seen, model, settings, observers)
-    return conclude(Stages(seen, starts, refined, traced, model, left_out, maps, checked))
+    return conclude(Stages(seen, starts, refined, traced, model, left_out, maps, checked, broken))
 
 
 def find_volume(stack: ImageStack, settings: Settings, *, observers: Sequence[Observer] = ()) -> Reconstruction:
@@ -144,7 +148,8 @@ def refine_atoms(
     rough = refine_atoms_against_images(
         seen.stack, seen.noise, atoms, poses, settings.atoms, observers=observers, name="atoms/first"
     )
-    return conclude(Stages(seen, model=finish(seen, rough, settings, observers)))
+    model, broken = settle_symmetry(seen, finish(seen, rough, settings, observers), settings, observers)
+    return conclude(Stages(seen, model=model, broken=broken))
 
 
 def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> Seen:
@@ -286,6 +291,28 @@ def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequen
     if again or bool(((weighted.weights < 0.5) != (model.weights < 0.5)).any()):
         model = refine_model(stack, noise, weighted, settings.atoms, observers=observers, name="atoms/last")
     return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
+
+
+def settle_symmetry(
+    seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]
+) -> tuple[AtomicModel, Broken | None]:
+    """What breaks the near symmetry of the atoms, where they have one that nobody asked for.
+
+    Poses found with a model that is more symmetric than the particle mix images of its different sides.
+    """
+    operations = pseudo_symmetries(model.positions)
+    if len(operations) == 1 or settings.symmetry != "C1":
+        return model, None
+    stack, _, noise = seen.part(seen.fitted)
+    broken = run_stage(
+        "atoms/symmetry", lambda: break_symmetry(stack, noise, model, operations, settings.atoms), observers
+    )
+    if not broken.believed:
+        return model, broken
+    if broken.certainty < _NAMED:  # poses taken as known would bias the atoms
+        return broken.model, broken
+    model = refine_model(stack, noise, broken.model, settings.atoms, observers=observers, name="atoms/asymmetric")
+    return run_stage("atoms/asymmetric-sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers), broken
 
 
 def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings) -> AtomicModel:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.atoms.geometry import nearest_neighbour_distances
 from common.atoms.model import AtomicModel
+from common.atoms.symmetry_breaking import Broken
 from common.atoms.tracing import TraceResult
 from common.data import ImageStack, Poses, Volume
 from common.image_formation import contrast_transfer
@@ -76,6 +77,7 @@ class Stages:
     left_out: AtomicModel | None = None
     maps: Maps | None = None
     checked: MultisliceCheck | None = None
+    broken: Broken | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
         metrics |= found
         warnings += against
         determined = determined and not against
+    if stages.broken is not None:
+        found, doubts = judge_symmetry(stages.broken)
+        metrics |= found
+        warnings += doubts
     if stages.checked is not None:
         found, against = judge_multislice(stages.checked)
         metrics |= found
@@ -208,6 +214,23 @@ def judge_model(
             f"{int(unexplained.sum())} of {len(gain)} images are explained by no pose: the particles may differ."
         )
     return numbers, against
+
+
+def judge_symmetry(broken: Broken) -> tuple[dict[str, float], list[str]]:
+    """Numbers about a near symmetry of the atoms, and a sentence where the images don't tell what breaks it."""
+    numbers = {
+        "near_symmetries": float(broken.operations),
+        "asymmetry_nats": broken.proof,
+        "asymmetry_pm": 100 * broken.spread,
+        "asymmetry_operations_certainty": broken.certainty,
+    }
+    if broken.believed:
+        return numbers, []
+    return numbers, [
+        f"The atoms map onto themselves in {broken.operations - 1} other ways, and the images don't tell whether the "
+        f"particle departs from that: the positions are averages over them, and displacements below about "
+        f"{100 * broken.limit:.0f} pm (rms, per axis) would not be seen. The sigmas hold for the average."
+    ]
 
 
 def judge_multislice(checked: MultisliceCheck) -> tuple[dict[str, float], list[str]]:

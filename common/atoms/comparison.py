@@ -295,7 +295,7 @@ def _refined(p: Floats, q: Floats, tree: cKDTree, rotation: Floats, translation:
         pairs, _ = _mutual(p @ rotation.T + translation, tree, reach * tolerance)
         if len(pairs) < 3:
             break
-        rotation, translation = _rigid(p[pairs[:, 0]], q[pairs[:, 1]], float(np.linalg.det(rotation)))
+        rotation, translation = rigid_fit(p[pairs[:, 0]], q[pairs[:, 1]], float(np.linalg.det(rotation)))
     pairs, distances = _mutual(p @ rotation.T + translation, tree, tolerance)
     return _Fit(rotation, translation, pairs, distances)
 
@@ -310,7 +310,7 @@ def _mutual(moved: Floats, tree: cKDTree, tolerance: float) -> tuple[Integers, F
     return np.stack([index, nearest[index]], axis=1), distance[index]
 
 
-def _rigid(p: Floats, q: Floats, hand: float) -> tuple[Floats, Floats]:
+def rigid_fit(p: Floats, q: Floats, hand: float) -> tuple[Floats, Floats]:
     """Rotation of the given hand (determinant) and translation that lay p on q best ([2] of `compare`)."""
     p_mean, q_mean = p.mean(axis=0), q.mean(axis=0)
     u, _, vt = np.linalg.svd((q - q_mean).T @ (p - p_mean))

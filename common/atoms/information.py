@@ -93,24 +93,30 @@ def curvature(
     parameters: Parameters, data: Measurement, rows: Tensor, weights: Tensor, *, priors: Priors, layout: Layout
 ) -> Tensor:
     """Gauss-Newton curvature (p, p), float64, over the images ``rows`` with ``weights`` (m,), poses eliminated."""
-    views = views_of(parameters)
 
     def partial(shard: Tensor) -> tuple[Tensor, ...]:
         total = torch.zeros(layout.size, layout.size, dtype=torch.float64, device=rows.device)
         for row in rows[shard.to(rows.device)].split(1):
-            part, view = data[row], views[row]
-            exposure = expose_views(parameters, view, part)
-            normal = normal_equations(exposure, view, part, priors)
-            columns = real_form(shared_columns(exposure, normal, parameters, part, layout))
-            own = real_form(normal.columns[0, :OWN])
-            cross = (columns @ own.T).double()
-            diagonal = torch.diagonal(normal.matrix[0])
-            floor = torch.diag(diagonal.amax() * 1e-12 * torch.ones_like(diagonal))
-            inner = torch.linalg.solve(normal.matrix[0] + floor, cross.T)
-            total += weights[row] * ((columns @ columns.T).double() - cross @ inner)
+            total += weights[row] * curvature_of_image(parameters, data, row, priors=priors, layout=layout)
         return (total,)
 
     return sum_over_shards(partial, len(rows))[0]
+
+
+def curvature_of_image(
+    parameters: Parameters, data: Measurement, row: Tensor, *, priors: Priors, layout: Layout
+) -> Tensor:
+    """What ONE image, ``row`` (1,), adds to `curvature`: (p, p) float64."""
+    part, view = data[row], views_of(parameters)[row]
+    exposure = expose_views(parameters, view, part)
+    normal = normal_equations(exposure, view, part, priors)
+    columns = real_form(shared_columns(exposure, normal, parameters, part, layout))
+    own = real_form(normal.columns[0, :OWN])
+    cross = (columns @ own.T).double()
+    diagonal = torch.diagonal(normal.matrix[0])
+    floor = torch.diag(diagonal.amax() * 1e-12 * torch.ones_like(diagonal))
+    inner = torch.linalg.solve(normal.matrix[0] + floor, cross.T)
+    return (columns @ columns.T).double() - cross @ inner
 
 
 @dataclass(frozen=True)

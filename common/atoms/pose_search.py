@@ -195,7 +195,7 @@ def reference_images(atoms: Parameters, groups: list[Measurement], grid: Tensor,
 
     def images(part: Tensor) -> tuple[Tensor, ...]:
         made = []
-        for batch in part.split(batch_size):
+        for batch in part.split(batch_size if lenses else 8 * batch_size):  # plain projections are small
             centres = (positions @ grid[batch.to(grid.device)].mT)[..., :2].repeat_interleave(components, 1)
             if not lenses:
                 made.append([projected_coefficients(centres, variance, weights, band)])

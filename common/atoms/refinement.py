@@ -218,7 +218,8 @@ def _joint_step(
     if merit <= state.merit + 0.1:
         gradient = (state.weights[:, None] * slope.gradients).sum(0) + precision * offset
         bent = with_secant(state.curvature, step_between(here, state.accepted, layout), gradient - state.gradient)
-        if state.joint_steps in (0, 3):
+        # again once the first steps are done, unless they were so short that the secants know it all
+        if state.joint_steps == 0 or (state.joint_steps == 3 and state.stride > 1):
             bent = sampled_curvature(here, data, state.weights, settings, iteration=state.iteration) + torch.diag(
                 precision
             )

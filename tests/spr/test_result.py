@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.atoms.likelihood import Parameters
 from common.atoms.model import AtomicModel
+from common.atoms.symmetry_breaking import Broken
 from common.atoms.tracing import TraceResult
 from common.data import ImageStack, Optics, Poses, Volume
 from common.noise import ParticleExtent, estimate_noise, whiten
@@ -156,6 +157,15 @@ def test_whatever_speaks_against_the_atoms_is_said(changed: dict[str, object], w
     assert len(found.warnings) == 1
     assert words in found.warnings[0]
     assert "with doubts" in found.verdict
+
+
+@pytest.mark.parametrize(("proof", "said"), [(-3.0, True), (40.0, False)])
+def test_a_near_symmetry_that_the_images_do_not_settle_is_said(proof: float, said: bool) -> None:
+    broken = Broken(model_of(FITTED), proof, certainty=0.6, spread=0.02, limit=0.051, operations=48)
+    result = conclude(finished(broken=broken))
+    assert any("47 other ways" in line and "5 pm" in line for line in result.warnings) == said
+    assert result.determined
+    assert result.metrics["near_symmetries"] == 48
 
 
 def test_images_that_nothing_explains_are_counted_and_marked() -> None:
