@@ -326,12 +326,12 @@ def class_result(
         (),
     )
     few, _ = with_robust_weights(select_images(model, rows))
-    done = pipeline.finish(part, few, settings, observers)
+    done, found = pipeline.finish(part, few, settings, observers)
     rings, grid = pipeline.find_band(part, settings)
     poses = Poses(done.poses.rotations.float(), done.poses.shifts.float())
     first = map_of_poses(rings, grid, poses, settings.refinement, symmetry=pipeline.symmetry_of(settings))
     refined = pipeline.refine_from(first, poses, part, rings, grid, settings, observers)
-    left_out = pipeline.score_left_out(part, done, settings, observers) if len(part.left_out) else None
+    left_out = pipeline.score_left_out(part, done, found, settings, observers) if len(part.left_out) else None
     maps = final_maps(part, refined, done)
     return conclude(Stages(part, None, refined, None, done, left_out, maps))
 

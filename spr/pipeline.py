@@ -17,11 +17,11 @@ from common.atoms.fisher import fisher
 from common.atoms.model import AtomicModel
 from common.atoms.pose_search import PoseSearchSettings, search_poses
 from common.atoms.pseudo_symmetry import pseudo_symmetries
-from common.atoms.refinement import RefinementSettings, refine_model
+from common.atoms.refinement import RefinementSettings, refine_model, refit_poses
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.symmetry_breaking import Broken, break_symmetry
 from common.atoms.tracing import TracingSettings, find_atoms
-from common.atoms.validation import excess, search_unseen, with_robust_weights
+from common.atoms.validation import excess, search_unseen, unknown_poses, with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
@@ -113,9 +113,9 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     refined = refine_poses(seen, rings, grid, starts, settings, observers)
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
-    model = improve(seen, rough, refined, settings, observers)
+    model, found = improve(seen, rough, refined, settings, observers)
     model, broken = settle_symmetry(seen, model, settings, observers)
-    left_out = score_left_out(seen, model, settings, observers)
+    left_out = score_left_out(seen, model, None if broken else found, settings, observers)
     maps = final_maps(seen, refined, model)
     checked = compare_with_multislice(seen, model, settings, observers)
     return conclude(Stages(seen, starts, refined, traced, model, left_out, maps, checked, broken))
@@ -148,7 +148,7 @@ def refine_atoms(
     rough = refine_atoms_against_images(
         seen.stack, seen.noise, atoms, poses, settings.atoms, observers=observers, name="atoms/first"
     )
-    model, broken = settle_symmetry(seen, finish(seen, rough, settings, observers), settings, observers)
+    model, broken = settle_symmetry(seen, finish(seen, rough, settings, observers)[0], settings, observers)
     return conclude(Stages(seen, model=model, broken=broken))
 
 
@@ -267,8 +267,8 @@ def fit_atoms(
 
 def improve(
     seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
-) -> AtomicModel:
-    """Doubtful poses searched again with the atoms, then everything refined together."""
+) -> tuple[AtomicModel, AtomicModel | None]:
+    """Doubtful poses searched again with the atoms, then everything refined together; returns as `finish`."""
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/poses", lambda: search_doubtful(seen, rough, refined, settings), observers)
     model, _ = with_robust_weights(model)
@@ -276,21 +276,25 @@ def improve(
     return finish(seen, model, settings, observers)
 
 
-def finish(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
+def finish(
+    seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]
+) -> tuple[AtomicModel, AtomicModel | None]:
     """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas.
 
-    Images that no pose explains weigh little.
+    Images that no pose explains weigh little. The second model has poses of the images that were left out, where they
+    were searched on the way.
     """
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
     behind = (excess(model) < _BEHIND) & (model.log_likelihood < _SHORT * model.expected)
     again = bool(behind.any()) and not bool(behind.all())
+    left_out = None
     if again:
-        model = run_stage("atoms/last-poses", lambda: search_behind(seen, model, behind, settings), observers)
+        model, left_out = run_stage("atoms/last-poses", lambda: search_last(seen, model, behind, settings), observers)
     weighted, _ = with_robust_weights(model)
     if again or bool(((weighted.weights < 0.5) != (model.weights < 0.5)).any()):
         model = refine_model(stack, noise, weighted, settings.atoms, observers=observers, name="atoms/last")
-    return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers)
+    return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers), left_out
 
 
 def settle_symmetry(
@@ -326,18 +330,27 @@ def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, setting
     return merged(rough, sure, found, doubtful)
 
 
-def search_behind(seen: Seen, model: AtomicModel, behind: Tensor, settings: Settings) -> AtomicModel:
-    """Images that stay ``behind`` (m,) the others searched once more, on a finer grid, with the refined atoms."""
+def search_last(
+    seen: Seen, model: AtomicModel, behind: Tensor, settings: Settings
+) -> tuple[AtomicModel, AtomicModel | None]:
+    """Images that stay ``behind`` (m,) the others searched once more, on a finer grid, with the refined atoms.
+
+    The images that were left out are searched with them, because the references cost more than the images.
+    """
     low, rest = behind.nonzero()[:, 0], (~behind).nonzero()[:, 0]
-    stack, _, noise = seen.part(seen.fitted[low])
+    stack, _, noise = seen.part(torch.cat((seen.fitted[low], seen.left_out)))
     finer = replace(
         settings.pose_search,
         sampling=0.85 * settings.pose_search.sampling,
         candidates=4 * settings.pose_search.candidates,
         finalists=2 * settings.pose_search.finalists,
     )
-    found = search_poses(stack, noise, model, finer, poses=model.poses[low])
-    return merged(select_images(model, rest), rest, found, low)
+    known, anywhere = model.poses[low], unknown_poses(len(seen.left_out), model.positions)
+    start = Poses(torch.cat((known.rotations, anywhere.rotations)), torch.cat((known.shifts, anywhere.shifts)))
+    found = search_poses(stack, noise, model, finer, poses=start)
+    number = torch.arange(len(found.weights), device=low.device)
+    fitted, left_out = select_images(found, number[: len(low)]), select_images(found, number[len(low) :])
+    return merged(select_images(model, rest), rest, fitted, low), left_out if len(left_out.weights) else None
 
 
 def settle_count(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicModel:
@@ -346,9 +359,17 @@ def settle_count(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicMo
     return add_and_remove_atoms(stack, noise, model, refinement=settings.atoms).model
 
 
-def score_left_out(seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]) -> AtomicModel:
-    """The model with the poses of the images that were left out, and their likelihood."""
+def score_left_out(
+    seen: Seen,
+    model: AtomicModel,
+    found: AtomicModel | None,
+    settings: Settings,
+    observers: Sequence[Observer],
+) -> AtomicModel:
+    """The model with the poses of the images that were left out, and their likelihood; searched unless ``found``."""
     stack, _, noise = seen.part(seen.left_out)
+    if found is not None:
+        return run_stage("atoms/left-out", lambda: refit_poses(stack, noise, model, found, settings.atoms), observers)
     return run_stage("atoms/left-out", lambda: search_unseen(model, stack, noise, settings.pose_search), observers)
 
 

@@ -118,6 +118,22 @@ def refine_model(
     return _refine(model.parameters, expected, data, model.symbols, model.weights, 1, settings, observers, name)
 
 
+def refit_poses(
+    stack: ImageStack,
+    noise: NoiseModel,
+    model: AtomicModel,
+    found: AtomicModel,
+    settings: RefinementSettings | None = None,
+) -> AtomicModel:
+    """The atoms of ``model`` with the poses of ``found`` (of the stack's m images), fitted once more to these atoms."""
+    settings = settings or RefinementSettings()
+    parameters = with_views(model.parameters, views_of(found.parameters))
+    data = prepare(stack, noise, parameters, settings)
+    few = replace(settings, pose_steps=3)
+    state = _fit_poses(start(parameters, few, weights=found.weights, stage=1), data[1], few)
+    return evaluate(model.symbols, state.accepted, data[1], found.weights, settings.batch_size)
+
+
 def _refine(
     first: Parameters,
     expected: Parameters,

@@ -31,10 +31,15 @@ def search_unseen(
     -----
     The search itself fits noise: a wrong model gains about 10 to 30 nats an image too.
     """
-    eye = torch.eye(3, dtype=torch.float64, device=model.positions.device).expand(len(stack), 3, 3)
     parameters = replace(model.parameters, gains=model.positions.new_zeros(0))
     unseen = replace(model, parameters=parameters, weights=model.weights.new_zeros(0))
-    return search_poses(stack, noise, unseen, settings, poses=Poses(eye, eye.new_zeros(len(stack), 2)))
+    return search_poses(stack, noise, unseen, settings, poses=unknown_poses(len(stack), model.positions))
+
+
+def unknown_poses(m: int, like: Tensor) -> Poses:
+    """Poses of m images of which only is known that the particle is near the centre."""
+    eye = torch.eye(3, dtype=torch.float64, device=like.device).expand(m, 3, 3)
+    return Poses(eye, eye.new_zeros(m, 2))
 
 
 def excess(model: AtomicModel) -> Tensor:
