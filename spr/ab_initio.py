@@ -36,6 +36,7 @@ from spr.orientation_search import (
 from spr.ring_sampling import SearchGrid, map_box, sample_rings, signal_nats, signal_rings
 
 _USUAL_NATS, _USUAL_ITERATIONS, _USUAL_IMAGES = 140.0, 100, 110  # a schedule that works at 200 electrons/angstrom^2
+_WIDE_SHARE = 0.5  # of the directions, where many rings of a large particle would ask for very many
 _TAPS = 2  # of the gridding window: errors of 3 % of the map, little beside those of its poses
 
 
@@ -97,6 +98,7 @@ def prepare(
     radius: float,
     shift_spread: float,
     settings: SearchSettings,
+    wide: bool = False,
 ) -> tuple[RingImages, SearchGrid]:
     """Centre the images, find the band with most signal and sample it on rings.
 
@@ -104,6 +106,7 @@ def prepare(
     ----------
     stack : n images, with their optics. white : the same whitened. noise : their noise.
     radius, shift_spread : of the particle and of its position, angstrom.
+    wide : take weaker, finer rings too, see `signal_rings`.
     """
     pixel = stack.pixel_size
     centres = centre_particles(white.images, pixel_size=pixel, radius=radius, shift_spread=shift_spread)
@@ -113,7 +116,7 @@ def prepare(
         shells = torch.arange(max(1, round(window / settings.coarsest)), round(window / settings.finest) + 1)
         shells = shells.to(stack.images.device).float()
     else:
-        shells = signal_rings(white.images, pixel, disc_radius, window, outlines=stack.optics is None)
+        shells = signal_rings(white.images, pixel, disc_radius, window, outlines=stack.optics is None, wide=wide)
     finest = window / float(shells[-1])
     support = radius + 1.1
     box = map_box(float(shells.max()))
@@ -124,7 +127,7 @@ def prepare(
     images = sample_rings(stack, white, noise, grid, centres, centre_sigma=centre_sigma)
     if not settings.directions:
         # strong images are pulled to the nearest view on a coarser grid too
-        share = min(1.0, math.sqrt(slowness(images) / 0.7))
+        share = _WIDE_SHARE if wide else min(1.0, math.sqrt(slowness(images) / 0.7))
         grid = replace(grid, directions=math.ceil(share * directions))
     return images, grid
 
@@ -134,13 +137,14 @@ def slowness(images: RingImages) -> float:
     return math.sqrt(_USUAL_NATS / max(signal_nats(images), 1.0))
 
 
-def scheduled(settings: SearchSettings, images: RingImages) -> SearchSettings:
+def scheduled(settings: SearchSettings, images: RingImages, *, wide: bool = False) -> SearchSettings:
     """The settings with iterations and images per iteration chosen from the signal, where they are 0.
 
     An image of signal energy E nats settles its own pose the better the larger E is, so that weak images need a slower
-    annealing over more of them. The constants were chosen on four data sets of one 68-atom cluster.
+    annealing over more of them. The constants were chosen on four data sets of one 68-atom cluster. The signal of a
+    large particle is strong because it has many atoms to be found: in a ``wide`` band no search is a short one.
     """
-    slow = slowness(images)
+    slow = max(slowness(images), 1.0 if wide else 0.0)
     return replace(
         settings,
         iterations=settings.iterations or round(min(max(_USUAL_ITERATIONS * slow, 30), 150)),

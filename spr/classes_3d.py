@@ -153,8 +153,7 @@ def find_structure(
 ) -> tuple[AtomicModel | None, bool]:
     """Atoms and poses of the fitted images ``rows`` from nothing, None where there are none; do the starts agree?"""
     part = replace(seen, fitted=seen.fitted[rows])
-    rings, grid = pipeline.find_band(part, settings)
-    starts = pipeline.find_map(rings, grid, settings, observers)
+    rings, grid, starts = pipeline.find_map(part, settings, observers)
     refined = pipeline.refine_poses(part, rings, grid, starts, settings, observers)
     try:
         traced = find_atoms(refined.volume, settings.tracing_of_element())

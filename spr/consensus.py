@@ -25,15 +25,20 @@ class ConsensusSettings:
     """How many starts are made, and when they agree.
 
     most : starts at most; no more are made once enough of them agree.
+    narrow : of these, starts that look at the strongest rings alone, as the first ones do; those after them look at
+        finer rings too and take their time.
     agreeing : starts that must agree, the likeliest among them.
     same_atoms : fraction of atoms within 0.5 angstrom, up to rotation and hand, from which two starts agree.
     """
 
     most: int = 10
+    narrow: int = 5
     agreeing: int = 2
     same_atoms: float = 0.7
 
     def __post_init__(self) -> None:
+        if self.narrow < 0:
+            raise InputError(f"{self.narrow} starts look at the strongest rings alone, expected 0 or more")
         if not 1 <= self.agreeing <= self.most:
             raise InputError(
                 f"{self.agreeing} of at most {self.most} starts must agree, expected 1 <= agreeing <= most"
@@ -59,7 +64,7 @@ class Consensus:
     """starts : all that were made. agreement : (s, s) fraction of atoms that two starts share.
 
     best : number of the likeliest start. agrees : (s,) booleans, the starts that found the same as the best.
-    reached : as many agree as were asked for.
+    reached : as many agree as were asked for. before : starts in another band that did not agree.
     """
 
     starts: tuple[Start, ...]
@@ -67,6 +72,7 @@ class Consensus:
     best: int
     agrees: Tensor
     reached: bool
+    before: int = 0
 
 
 def agree(
@@ -77,13 +83,15 @@ def agree(
     settings: ConsensusSettings,
     *,
     seed: int,
+    before: int = 0,
     symmetry: Tensor | None = None,
     observers: Sequence[Observer] = (),
 ) -> Consensus:
     """Start from random maps until enough starts agree with the likeliest.
 
     Two starts that share nothing but the images find the same structure only where the images hold it: so agreement,
-    not the likelihood of a single start, is what decides.
+    not the likelihood of a single start, is what decides. ``before`` starts were made in another band: the likelihoods
+    of two bands cannot be compared.
     """
     starts: list[Start] = []
     n = len(images)
@@ -91,8 +99,8 @@ def agree(
     agreement = torch.eye(settings.most)
     while True:
         number = len(starts)
-        name = f"search/start-{number + 1}"
-        own_seed = seed * 1000 + number
+        name = f"search/start-{before + number + 1}"
+        own_seed = seed * 1000 + before + number
         state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
         found = assign(state, images, grid, search_settings, seed=own_seed, rows=sample)
         starts.append(Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing)))
@@ -103,9 +111,9 @@ def agree(
         if consensus.reached or len(starts) == settings.most:
             break
     best = starts[consensus.best]
-    poses = assign(best.state, images, grid, search_settings, seed=seed * 1000 + consensus.best).poses
+    poses = assign(best.state, images, grid, search_settings, seed=seed * 1000 + before + consensus.best).poses
     starts[consensus.best] = replace(best, poses=poses)
-    return replace(consensus, starts=tuple(starts))
+    return replace(consensus, starts=tuple(starts), before=before)
 
 
 def judge(starts: tuple[Start, ...], agreement: Tensor, settings: ConsensusSettings) -> Consensus:

@@ -26,7 +26,7 @@ from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
 from common.rotations import point_group
-from spr.ab_initio import SearchSettings, prepare
+from spr.ab_initio import SearchSettings, prepare, scheduled
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
 from spr.multislice_check import MultisliceCheck, check_by_multislice, check_can_run
@@ -106,8 +106,7 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     if settings.multislice_images:
         check_can_run(stack, settings.element)
     seen = look_at(stack, settings)
-    rings, grid = find_band(seen, settings)
-    starts = find_map(rings, grid, settings, observers)
+    rings, grid, starts = find_map(seen, settings, observers)
     if not starts.reached:
         return conclude(Stages(seen, starts))
     refined = refine_poses(seen, rings, grid, starts, settings, observers)
@@ -124,8 +123,7 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
 def find_volume(stack: ImageStack, settings: Settings, *, observers: Sequence[Observer] = ()) -> Reconstruction:
     """The search alone: a map and poses from random starts. Parameters and errors as for `reconstruct`."""
     seen = look_at(stack, settings, hold_out=False)
-    rings, grid = find_band(seen, settings)
-    starts = find_map(rings, grid, settings, observers)
+    _, _, starts = find_map(seen, settings, observers)
     return conclude(Stages(seen, starts), poses=starts.starts[starts.best].poses)
 
 
@@ -175,8 +173,8 @@ def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> 
     return Seen(stack, whiten(stack, noise), noise, extent, fitted, left_out, tuple(warnings))
 
 
-def find_band(seen: Seen, settings: Settings) -> tuple[RingImages, SearchGrid]:
-    """Centre the images and sample them on rings where they hold most signal."""
+def find_band(seen: Seen, settings: Settings, *, wide: bool = False) -> tuple[RingImages, SearchGrid]:
+    """Centre the images and sample them on rings where they hold most signal, or nearly all of it (``wide``)."""
     stack, white, noise = seen.part(seen.fitted)
     return prepare(
         with_focal_spread(stack, settings.focal_spread),
@@ -185,6 +183,7 @@ def find_band(seen: Seen, settings: Settings) -> tuple[RingImages, SearchGrid]:
         radius=seen.extent.radius,
         shift_spread=seen.extent.shift_spread,
         settings=settings.search,
+        wide=wide,
     )
 
 
@@ -197,18 +196,33 @@ def with_focal_spread(stack: ImageStack, focal_spread: float) -> ImageStack:
     return replace(stack, optics=optics)
 
 
-def find_map(rings: RingImages, grid: SearchGrid, settings: Settings, observers: Sequence[Observer]) -> Consensus:
-    """Search from random starts until enough of them agree."""
-    return agree(
-        rings,
-        grid,
-        settings.search,
-        settings.tracing_of_element(),
-        settings.starts,
-        seed=settings.seed,
-        symmetry=symmetry_of(settings),
-        observers=observers,
-    )
+def find_map(seen: Seen, settings: Settings, observers: Sequence[Observer]) -> tuple[RingImages, SearchGrid, Consensus]:
+    """Search from random starts until enough of them agree.
+
+    The first starts look at the strongest rings, which is quick and enough for small clusters; where they disagree,
+    the others look at nearly all of the signal: of larger particles many wrong maps explain the strongest rings well.
+    """
+    given = bool(settings.search.coarsest and settings.search.finest)
+    most, narrow = settings.starts.most, settings.starts.narrow
+    stages = [(False, most)] if given or narrow >= most else [(False, narrow), (True, most - narrow)]
+    before = 0
+    for wide, count in [stage for stage in stages if stage[1]]:
+        rings, grid = find_band(seen, settings, wide=wide)
+        starts = agree(
+            rings,
+            grid,
+            scheduled(settings.search, rings, wide=wide),
+            settings.tracing_of_element(),
+            replace(settings.starts, most=max(count, settings.starts.agreeing)),
+            seed=settings.seed,
+            before=before,
+            symmetry=symmetry_of(settings),
+            observers=observers,
+        )
+        if starts.reached:
+            break
+        before += len(starts.starts)
+    return rings, grid, starts
 
 
 def symmetry_of(settings: Settings) -> Tensor | None:

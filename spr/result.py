@@ -121,14 +121,16 @@ def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
     starts = stages.starts
     determined = True
     if starts is not None:
-        metrics |= {"starts": float(len(starts.starts)), "starts_that_agree": float(starts.agrees.sum())}
+        made = starts.before + len(starts.starts)
+        metrics |= {"starts": float(made), "starts_that_agree": float(starts.agrees.sum())}
         metrics["search_nats_per_image"] = starts.starts[starts.best].log_likelihood
         if not starts.reached:
             determined = False
             count, of = int(starts.agrees.sum()), len(starts.starts)
             who = f"of {of} starts no other" if count == 1 else f"only {count} of {of} starts"
+            earlier = f", nor {starts.before} starts that looked at the strongest rings alone" if starts.before else ""
             warnings.append(
-                f"Not determined: {who} found the same structure as the likeliest. "
+                f"Not determined: {who} found the same structure as the likeliest{earlier}. "
                 "The images may be too noisy or too few, the pixel size or defocus wrong, or the particles not alike."
             )
     if stages.model is not None:

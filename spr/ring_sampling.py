@@ -12,6 +12,8 @@ from common.data import ImageStack, InputError
 from common.noise import NoiseModel
 from spr.orientation_search import RingImages, ring_transfer, ring_transform, ring_vectors
 
+_SEEN = 3  # standard deviations of a ring's power, from which it counts as signal
+_WIDE = 0.9  # of the signal, in a wide band
 _SIGNIFICANT = 8  # standard deviations of a ring's power; pure noise reaches 5 on the best of its rings
 
 
@@ -51,12 +53,15 @@ def disc_mask(box_size: int, radius: float, pixel_size: float) -> Tensor:
     return (1 + (radius - torch.sqrt(axis[:, None] ** 2 + axis**2)) / 2).clamp(0, 1)
 
 
-def signal_rings(white: Tensor, pixel_size: float, radius: float, window: float, outlines: bool) -> Tensor:
+def signal_rings(
+    white: Tensor, pixel_size: float, radius: float, window: float, outlines: bool, *, wide: bool = False
+) -> Tensor:
     """The rings that hold most of what the images say about atoms, in steps of 1 / ``window``: (s,) rising.
 
     They run around the strongest ring beyond 1/4 angstrom (the particle's strongest atomic reflections) as far as the
-    signal stays above a sixth of that; with ``outlines`` (projections, where low frequencies mean thickness) coarser
-    rings as strong as that join them.
+    signal stays above a sixth of that; ``wide``: on the fine side until they hold nine tenths of the signal, gaps
+    between reflections included. With ``outlines`` (projections, where low frequencies mean thickness) coarser rings
+    as strong as that join them.
     """
     step = 1 / window
     frequencies = torch.arange(1, int(0.95 / (2 * pixel_size) / step), device=white.device) * step
@@ -76,6 +81,9 @@ def signal_rings(white: Tensor, pixel_size: float, radius: float, window: float,
         first -= 1
     while last + 1 < len(enough) and bool(enough[last + 1]):
         last += 1
+    if wide:
+        signal = torch.where(ratio > _SEEN * chance, ratio * frequencies, 0.0)[first:].cumsum(0)
+        last = max(last, first + int((signal >= _WIDE * signal[-1]).nonzero()[0, 0]))
     number = torch.arange(len(enough), device=white.device)
     chosen = (number >= first) & (number <= last)
     if outlines:

@@ -11,6 +11,7 @@ from ase import Atoms
 
 from common.atoms.comparison import compare
 from common.data import ImageStack, InputError
+from common.iteration import State
 from common.rotations import geodesic_distance
 from common.simulation import SimulatedData, simulate_images
 from spr.ab_initio import SearchSettings
@@ -124,3 +125,34 @@ def test_particle_that_fills_the_box_is_refused(data: SimulatedData) -> None:
     cut = ImageStack(data.stack.images[:, 12:36, 12:36], 0.4)
     with pytest.raises(InputError, match="cut larger boxes"):
         reconstruct(cut, SETTINGS)
+
+
+class Names:
+    """Writes down the name of every loop."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def resume(self, name: str, first: State) -> None:
+        self.names.append(name)
+
+    def observe(self, name: str, state: State) -> None: ...
+
+
+def test_starts_that_disagree_are_followed_by_starts_in_a_wider_band(data: SimulatedData) -> None:
+    """Each start has its own name and seed, and what is told counts all of them."""
+    never = ConsensusSettings(most=3, narrow=2, agreeing=2, same_atoms=1.1)
+    hasty = SearchSettings(iterations=2, images_per_iteration=10)
+    names: list[str] = []
+    found = reconstruct(data.stack, replace(SETTINGS, search=hasty, starts=never), observers=[Names(names)])
+    assert list(dict.fromkeys(names)) == [f"search/start-{k}" for k in (1, 2, 3, 4)]
+    assert found.metrics["starts"] == 4
+    assert "nor 2 starts that looked at the strongest rings alone" in found.warnings[0]
+
+
+def test_band_that_is_given_is_the_only_one(data: SimulatedData) -> None:
+    never = ConsensusSettings(most=3, narrow=2, agreeing=2, same_atoms=1.1)
+    hasty = SearchSettings(iterations=2, images_per_iteration=10, coarsest=3.0, finest=2.0)
+    found = reconstruct(data.stack, replace(SETTINGS, search=hasty, starts=never))
+    assert found.metrics["starts"] == 3
+    assert "strongest rings" not in found.warnings[0]

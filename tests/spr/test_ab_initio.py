@@ -87,6 +87,23 @@ def test_band_holds_the_reflections_of_the_atoms(data: SimulatedData) -> None:
     assert 1 / 3.4 < strongest / window < 1 / 1.8
 
 
+def test_wide_band_goes_on_to_fine_reflections_beyond_a_gap(data: SimulatedData) -> None:
+    """Fringes of 1.2 angstrom, weaker than the strongest ring, with nothing before them."""
+    white = whiten(data.stack, estimate_noise(data.stack)).images
+    window = 24.0
+    x = (torch.arange(48) - 24) * PIXEL
+    phase = 2 * torch.pi * torch.rand(len(white), 1, 1, generator=generator(7))
+    fringed = white + 0.5 * torch.cos(2 * torch.pi * x / 1.2 + phase)
+    plain, narrow, wide = (
+        signal_rings(images, PIXEL, 7.0, window, outlines=False, wide=wide).tolist()
+        for images, wide in ((white, True), (fringed, False), (fringed, True))
+    )
+    assert narrow[-1] < 18
+    assert plain[-1] < 18
+    assert 19 <= wide[-1] <= 21
+    assert wide == [float(ring) for ring in range(int(narrow[0]), int(wide[-1]) + 1)]
+
+
 def test_noise_has_no_signal_and_a_wrong_scale_is_refused() -> None:
     white = torch.randn(200, 40, 40, generator=generator(0))
     ratio = signal_to_noise(white, PIXEL, 6.0, torch.tensor([0.1, 0.3, 0.6]))
