@@ -37,6 +37,7 @@ from spr.ring_sampling import SearchGrid, map_box, sample_rings, signal_nats, si
 
 _USUAL_NATS, _USUAL_ITERATIONS, _USUAL_IMAGES = 140.0, 100, 110  # a schedule that works at 200 electrons/angstrom^2
 _WIDE_SHARE = 0.5  # of the directions, where many rings of a large particle would ask for very many
+_TRACK_SIGMA = 0.25  # angstrom, of a tracked centre
 _TAPS = 2  # of the gridding window: errors of 3 % of the map, little beside those of its poses
 
 
@@ -99,6 +100,7 @@ def prepare(
     shift_spread: float,
     settings: SearchSettings,
     wide: bool = False,
+    centres: Tensor | None = None,
 ) -> tuple[RingImages, SearchGrid]:
     """Centre the images, find the band with most signal and sample it on rings.
 
@@ -107,9 +109,14 @@ def prepare(
     stack : n images, with their optics. white : the same whitened. noise : their noise.
     radius, shift_spread : of the particle and of its position, angstrom.
     wide : take weaker, finer rings too, see `signal_rings`.
+    centres : (n, 2) of (x, y), angstrom from the middle of the box, where a track says that the particle is; found in
+        each image when None.
     """
     pixel = stack.pixel_size
-    centres = centre_particles(white.images, pixel_size=pixel, radius=radius, shift_spread=shift_spread)
+    centre_sigma = _TRACK_SIGMA
+    if centres is None:
+        centres = centre_particles(white.images, pixel_size=pixel, radius=radius, shift_spread=shift_spread)
+        centre_sigma = max(0.5 * shift_spread, 0.25 * pixel)  # the spread is measured in steps of half a pixel
     window = 4 * (radius + 1.1)
     disc_radius = radius + 3 * shift_spread + 2
     if settings.coarsest and settings.finest:
@@ -123,7 +130,6 @@ def prepare(
     spacing = 0.33 * finest / support  # radian; views in between lose little at the rim
     directions = settings.directions or min(4000, max(60, math.ceil(4 * math.pi / (2.1 * spacing) ** 2)))
     grid = SearchGrid(box, window / box, support, disc_radius, shells, directions)
-    centre_sigma = max(0.5 * shift_spread, 0.25 * pixel)  # the spread is measured in steps of half a pixel
     images = sample_rings(stack, white, noise, grid, centres, centre_sigma=centre_sigma)
     if not settings.directions:
         # strong images are pulled to the nearest view on a coarser grid too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from spr.ab_initio import SearchSettings, SearchState, assign, search
 from spr.orientation_search import RingImages
 from spr.ring_sampling import SearchGrid
 
+SearchOnce = Callable[[int, str], SearchState]
 _SAMPLE = 250  # images by which starts are compared
 
 
@@ -85,14 +86,22 @@ def agree(
     seed: int,
     before: int = 0,
     symmetry: Tensor | None = None,
+    search_once: SearchOnce | None = None,
     observers: Sequence[Observer] = (),
 ) -> Consensus:
     """Start from random maps until enough starts agree with the likeliest.
 
     Two starts that share nothing but the images find the same structure only where the images hold it: so agreement,
     not the likelihood of a single start, is what decides. ``before`` starts were made in another band: the likelihoods
-    of two bands cannot be compared.
+    of two bands cannot be compared. ``search_once`` searches from one start (seed, name); None: `spr.ab_initio.search`.
     """
+    if search_once is None:
+
+        def search_once(own_seed: int, name: str) -> SearchState:
+            return search(
+                images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers
+            )
+
     starts: list[Start] = []
     n = len(images)
     sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=images.centres.device).round().long()
@@ -101,7 +110,7 @@ def agree(
         number = len(starts)
         name = f"search/start-{before + number + 1}"
         own_seed = seed * 1000 + before + number
-        state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
+        state = search_once(own_seed, name)
         found = assign(state, images, grid, search_settings, seed=own_seed, rows=sample)
         starts.append(Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing)))
         for other in range(number):

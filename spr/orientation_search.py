@@ -185,22 +185,31 @@ def log_likelihoods(images: RingImages, index: Tensor, shifts: Tensor, views: Vi
     (A, k, t, v) nats, for in-plane angles, images, shifts and views, without the prior of the shift; and the images'
     angular orders times transfer (m, 2 k t, 2 s), in the form that `averaged_rings` takes.
     """
+    n_angles, (k, t) = images.rings.shape[-1], shifts.shape[:2]
+    stacked = turned_orders(images, index, shifts)
+    products = torch.bmm(stacked, views.spectra)  # Re and Im of conj(image) * view
+    to_angles, _ = angular_synthesis(n_angles, stacked)
+    scores = (to_angles @ products.reshape(n_angles + 2, -1)).reshape(n_angles, k, t, -1)
+    scores -= (0.5 * images.transfer[index].square().mean(-1) @ views.power)[:, None, :]
+    return scores, stacked
+
+
+def turned_orders(images: RingImages, index: Tensor, shifts: Tensor) -> Tensor:
+    """Angular orders of the images ``index`` (k,) times transfer, the particle brought from ``shifts`` (k, t, 2) to 0.
+
+    Returns
+    -------
+    (m, 2 k t, 2 s) real: ``[[re, im], [-im, re]]`` for each order.
+    """
     rings, transfer = images.rings[index], images.transfer[index]
-    n_angles, n_shells = rings.shape[-1], rings.shape[-2]
-    k, t = shifts.shape[:2]
-    half = n_angles // 2
+    half = rings.shape[-1] // 2
     vectors = images.ring_vectors()[:, :half]
     phase = 2 * math.pi * torch.einsum("kti,sai->ktsa", shifts, vectors)
     centred = (rings * transfer)[:, None, :, :half] * torch.polar(torch.ones_like(phase), phase)
     spectra = torch.fft.fft(torch.cat((centred, centred.conj()), -1), dim=-1)[..., : half + 1]
-    spectra = spectra.reshape(k * t, n_shells, half + 1).permute(2, 0, 1)
+    spectra = spectra.reshape(-1, rings.shape[-2], half + 1).permute(2, 0, 1)
     real, imaginary = spectra.real, spectra.imag
-    stacked = torch.cat((torch.cat((real, imaginary), 2), torch.cat((-imaginary, real), 2)), 1)
-    products = torch.bmm(stacked, views.spectra)  # Re and Im of conj(image) * view
-    to_angles, _ = angular_synthesis(n_angles, real)
-    scores = (to_angles @ products.reshape(n_angles + 2, -1)).reshape(n_angles, k, t, -1)
-    scores -= (0.5 * transfer.square().mean(-1) @ views.power)[:, None, :]
-    return scores, stacked
+    return torch.cat((torch.cat((real, imaginary), 2), torch.cat((-imaginary, real), 2)), 1)
 
 
 def averaged_rings(stacked: Tensor, orders: Tensor) -> Tensor:

@@ -110,6 +110,13 @@ def reconstruct(stack: ImageStack, settings: Settings, *, observers: Sequence[Ob
     if not starts.reached:
         return conclude(Stages(seen, starts))
     refined = refine_poses(seen, rings, grid, starts, settings, observers)
+    return from_map(seen, starts, refined, settings, observers)
+
+
+def from_map(
+    seen: Seen, starts: Consensus, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
+) -> Reconstruction:
+    """Everything after the map: atoms, all poses once more, what breaks a near symmetry, what left-out images say."""
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
     model, found = improve(seen, rough, refined, settings, observers)
@@ -173,8 +180,13 @@ def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> 
     return Seen(stack, whiten(stack, noise), noise, extent, fitted, left_out, tuple(warnings))
 
 
-def find_band(seen: Seen, settings: Settings, *, wide: bool = False) -> tuple[RingImages, SearchGrid]:
-    """Centre the images and sample them on rings where they hold most signal, or nearly all of it (``wide``)."""
+def find_band(
+    seen: Seen, settings: Settings, *, wide: bool = False, centres: Tensor | None = None
+) -> tuple[RingImages, SearchGrid]:
+    """Centre the images and sample them on rings where they hold most signal, or nearly all of it (``wide``).
+
+    centres : of all images, where they are known; see `spr.ab_initio.prepare`.
+    """
     stack, white, noise = seen.part(seen.fitted)
     return prepare(
         with_focal_spread(stack, settings.focal_spread),
@@ -184,6 +196,7 @@ def find_band(seen: Seen, settings: Settings, *, wide: bool = False) -> tuple[Ri
         shift_spread=seen.extent.shift_spread,
         settings=settings.search,
         wide=wide,
+        centres=None if centres is None else centres[seen.fitted],
     )
 
 

@@ -1,9 +1,9 @@
 """A particle that tumbles: Brownian rotation with rare jumps as a hidden Markov chain over orientations.
 
 The orientations of a search (view directions times in-plane angles) are the states, the images' likelihoods the
-emissions, and forward-backward gives every frame's posterior from the whole sequence [1]_. On such a grid the
-probability of a step depends on the two directions and on the difference of the two angles alone, and not on how the
-grid is turned against the particle, so that one sparse matrix serves a whole search.
+emissions, and forward-backward gives every frame's posterior from the whole sequence [1]_. Each frame brings its
+likeliest states only. On such a grid the probability of a step depends on the two directions and on the difference of
+the two angles alone, and not on how the grid is turned against the particle, so that one table serves a whole search.
 
 References
 ----------
@@ -19,121 +19,127 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_REACH = 3.5  # standard deviations of a step that the matrix holds
+_REACH = 3.0  # standard deviations of a step that the table holds
+_NEGLIGIBLE = 1e-6  # of a frame's probability; states with less lead nowhere
 
 
 @dataclass(frozen=True)
 class RotationChain:
-    """How orientations follow each other.
+    """How orientations follow each other; states are numbered ``angle * v + direction``.
 
-    kernel : (p, p) sparse, rows and columns sum to about 1: one frame's Brownian step between states. States are
-        numbered ``angle * v + direction``. Symmetric but for the scaling of its rows.
-    jump_rate : probability of a jump to anywhere in one frame.
+    directions, turns : (v, m) where a step from each of the v directions may lead, and by how many in-plane angles.
+    probabilities : (v, m) of these steps, 0 where there are fewer than m; the whole is symmetric.
+    n_angles : in-plane angles. jump_rate : probability of a jump to anywhere in one step.
     """
 
-    kernel: Tensor
+    directions: Tensor
+    turns: Tensor
+    probabilities: Tensor
+    n_angles: int
     jump_rate: float
 
     @property
     def n_states(self) -> int:
-        return self.kernel.shape[0]
+        return len(self.directions) * self.n_angles
+
+    def spread(self, states: Tensor, weights: Tensor) -> Tensor:
+        """Probability (p,) one step after ``weights`` (k,) on ``states`` (k,), without jumps."""
+        v = len(self.directions)
+        direction, angle = states % v, states // v
+        reached = ((angle[:, None] + self.turns[direction]) % self.n_angles) * v + self.directions[direction]
+        arriving = weights[:, None] * self.probabilities[direction]
+        return arriving.new_zeros(self.n_states).index_add_(0, reached.flatten(), arriving.flatten())
 
 
 @dataclass(frozen=True)
 class ChainPosterior:
-    """posterior : (w, n, p) of every frame given its whole window, rows sum to 1. evidence : (w,) log, nats.
+    """posterior : (n, k) of every frame's states given the whole sequence, rows sum to 1. evidence : log, nats.
 
-    jumps : (w, n - 1) posterior probability of a jump between neighbours in time.
+    jumps : (n - 1,) posterior probability of a jump between neighbours in time.
     """
 
     posterior: Tensor
-    evidence: Tensor
+    evidence: float
     jumps: Tensor
 
 
-def brownian_kernel(frames: Tensor, n_angles: int, degrees_rms: float) -> Tensor:
-    """One frame's step between the orientations of a search grid.
+def brownian_chain(frames: Tensor, n_angles: int, degrees_rms: float, jump_rate: float) -> RotationChain:
+    """Steps between the orientations of a search grid.
 
     Parameters
     ----------
     frames : (v, 3, 3) rotations of the view directions.
     n_angles : in-plane angles.
-    degrees_rms : rms rotation between two frames; a third of its square is the variance about each axis.
-
-    Returns
-    -------
-    (p, p) sparse CSR, p = v n_angles; symmetric and doubly stochastic to about 1e-3.
+    degrees_rms : rms rotation in a step; a third of its square is the variance about each axis.
+    jump_rate : probability of a jump in a step, in [0, 1).
 
     Notes
     -----
     ``exp(-angle^2 / (2 sigma^2))``, where the variance of a position within its cell is added: a particle that moves
-    by less than a cell still leaves it now and then.
+    by less than a cell still leaves it now and then. Scaled to be symmetric and doubly stochastic to about 1e-3.
     """
     v = len(frames)
-    like = frames.new_zeros(())
-    spacing = math.sqrt(4 * math.pi / v)
-    variance = math.radians(degrees_rms) ** 2 / 3 + spacing**2 / 12
-    reach = min(_REACH * math.sqrt(variance), math.pi)
-    directions = frames[:, 2]
-    first, second = (directions @ directions.T > math.cos(min(reach, math.pi - 1e-3))).nonzero().unbind(1)
+    variance = math.radians(degrees_rms) ** 2 / 3 + 4 * math.pi / v / 12
+    reach = min(_REACH * math.sqrt(variance), math.pi - 1e-3)
+    axes = frames[:, 2]
+    first, second = (axes @ axes.T > math.cos(reach)).nonzero().unbind(1)
     between = frames[second] @ frames[first].mT
-    offsets = torch.arange(n_angles, device=frames.device)
-    turn = offsets.to(like) * (2 * math.pi / n_angles)
+    turn = torch.arange(n_angles, device=frames.device).to(frames) * (2 * math.pi / n_angles)
     # trace of Rz(-turn) M
     plane, skew = between[:, 0, 0] + between[:, 1, 1], between[:, 1, 0] - between[:, 0, 1]
     trace = plane[:, None] * turn.cos() + skew[:, None] * turn.sin() + between[:, 2, 2, None]
     angle = torch.acos(((trace - 1) / 2).clamp(-1, 1))
-    pair, offset = (angle < reach).nonzero().unbind(1)
-    value = torch.exp(-(angle[pair, offset] ** 2) / (2 * variance))
-    # Sinkhorn on directions: the angles are all alike
-    scale = torch.ones(v, device=frames.device, dtype=frames.dtype)
+    pair, turns = (angle < reach).nonzero().unbind(1)
+    value = torch.exp(-(angle[pair, turns] ** 2) / (2 * variance))
     a, b = first[pair], second[pair]
+    # Sinkhorn on directions: the angles are all alike
+    scale = frames.new_ones(v)
     for _ in range(20):
         scale = scale / torch.zeros_like(scale).index_add_(0, a, value * scale[a] * scale[b]).sqrt()
     value = value * scale[a] * scale[b]
-    angles = torch.arange(n_angles, device=frames.device)[:, None]
-    rows = (angles * v + a).flatten()
-    columns = ((angles + offset) % n_angles * v + b).flatten()
-    size = (v * n_angles, v * n_angles)
-    matrix = torch.sparse_coo_tensor(torch.stack((rows, columns)), value.repeat(n_angles), size, check_invariants=True)
-    return matrix.coalesce().to_sparse_csr()
+    count = torch.bincount(a, minlength=v)
+    place = torch.arange(len(a), device=a.device) - (count.cumsum(0) - count)[a]  # ``a`` rises
+    shape = (v, int(count.max()))
+    tables = (a.new_zeros(shape), a.new_zeros(shape), value.new_zeros(shape))
+    for table, column in zip(tables, (b, turns, value), strict=True):
+        table[a, place] = column
+    return RotationChain(*tables, n_angles, jump_rate)
 
 
-def forward_backward(chain: RotationChain, log_likelihood: Tensor) -> ChainPosterior:
-    """Posterior of every frame over the states, given all frames of its window.
+def forward_backward(chain: RotationChain, states: Tensor, log_likelihood: Tensor) -> ChainPosterior:
+    """Posterior of every frame over its states, given all frames.
 
     Parameters
     ----------
     chain : of p states.
-    log_likelihood : (w, n, p) nats, of w windows of n frames, in the order of time; overwritten.
-
-    Returns
-    -------
-    ChainPosterior; its posterior takes the memory of ``log_likelihood``.
+    states : (n, k) of each frame, in the order of time; what is not among them is taken to be impossible.
+    log_likelihood : (n, k) nats.
     """
-    w, n, p = log_likelihood.shape
-    peak = log_likelihood.amax(2)
-    emission = log_likelihood.sub_(peak[..., None]).clamp_(min=-80.0).exp_()
-    jump = chain.jump_rate
-    ahead = torch.empty_like(emission)  # posterior of each frame from the frames before it, times its emission
-    evidence = peak.sum(1)
-    predicted = emission.new_full((w, p), 1 / p)
+    n, p, jump = len(states), chain.n_states, chain.jump_rate
+    peak = log_likelihood.amax(1)
+    emission = (log_likelihood - peak[:, None]).exp()
+    ahead = torch.empty_like(emission)  # posterior of each frame from the frames before it and itself
+    evidence = peak.double().sum()
+    predicted = emission.new_full((p,), 1 / p)
     for t in range(n):
-        current = emission[:, t] * predicted
-        total = current.sum(1)
-        evidence = evidence + total.log()
-        ahead[:, t] = current / total[:, None]
-        predicted = (1 - jump) * (chain.kernel @ ahead[:, t].T).T + jump / p
-    jumps = emission.new_zeros(w, max(n - 1, 0))
-    later = emission.new_ones(w, p)
+        current = emission[t] * predicted[states[t]]
+        total = current.sum()
+        evidence = evidence + total.double().log()
+        ahead[t] = current / total
+        held = ahead[t] > _NEGLIGIBLE
+        predicted = (1 - jump) * chain.spread(states[t][held], ahead[t][held]) + jump / p
+    posterior = torch.empty_like(emission)
+    jumps = emission.new_zeros(max(n - 1, 0))
+    later = torch.ones_like(emission[0])
     for t in range(n - 1, -1, -1):
-        both = ahead[:, t] * later
-        seen = emission[:, t] * later
-        emission[:, t] = both / both.sum(1, keepdim=True)
+        both = ahead[t] * later
+        posterior[t] = both / both.sum()
         if t == 0:
             break
-        seen = seen / seen.mean(1, keepdim=True)  # so that a jump sees exactly 1
-        stayed = (chain.kernel @ seen.T).T  # the kernel is symmetric
-        later = (1 - jump) * stayed + jump
-        jumps[:, t - 1] = jump / (ahead[:, t - 1] * later).sum(1)
-    return ChainPosterior(emission, evidence, jumps)
+        seen = emission[t] * later
+        seen = seen / seen.sum()
+        held = seen > _NEGLIGIBLE
+        stayed = chain.spread(states[t][held], seen[held])  # the steps are symmetric
+        later = (1 - jump) * stayed[states[t - 1]] + jump / p
+        jumps[t - 1] = jump / p / (ahead[t - 1] * later).sum()
+    return ChainPosterior(posterior, float(evidence), jumps)

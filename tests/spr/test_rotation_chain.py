@@ -1,39 +1,56 @@
+"""A chain over orientations against the sum over all its paths."""
+
+from __future__ import annotations
+
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from common.iteration import step_generator
 from spr.orientation_search import random_frames
-from spr.rotation_chain import RotationChain, brownian_kernel, forward_backward
+from spr.rotation_chain import RotationChain, brownian_chain, forward_backward
 
 N_DIRECTIONS, N_ANGLES, N_FRAMES = 8, 4, 3
 
 
 @pytest.fixture(scope="module")
-def chain():
+def chain() -> RotationChain:
     frames = random_frames(N_DIRECTIONS, generator=step_generator(0, 1)).double()
-    return RotationChain(brownian_kernel(frames, N_ANGLES, 40.0), 0.1)
+    return brownian_chain(frames, N_ANGLES, 40.0, 0.1)
 
 
 @pytest.fixture(scope="module")
-def likelihood(chain):
+def likelihood(chain: RotationChain) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    return 3 * torch.randn(1, N_FRAMES, chain.n_states, generator=generator, dtype=torch.float64)
+    return 3 * torch.randn(N_FRAMES, chain.n_states, generator=generator, dtype=torch.float64)
 
 
-def test_kernel_is_symmetric_and_doubly_stochastic():
-    frames = random_frames(200, generator=step_generator(0, 2)).double()
-    kernel = brownian_kernel(frames, 24, 5.0).to_dense()
-    torch.testing.assert_close(kernel, kernel.T, atol=1e-12, rtol=0)
-    torch.testing.assert_close(kernel.sum(1), torch.ones(200 * 24, dtype=torch.float64), atol=1e-3, rtol=0)
+def all_states(chain: RotationChain) -> Tensor:
+    return torch.arange(chain.n_states).expand(N_FRAMES, -1)
 
 
-def test_marginals_evidence_and_jumps_are_those_of_all_paths(chain, likelihood):
+def dense(chain: RotationChain) -> Tensor:
+    """(p, p) probability of each step."""
+    p = chain.n_states
+    one = torch.ones(1, dtype=torch.float64)
+    return torch.stack([chain.spread(torch.tensor([state]), one) for state in range(p)])
+
+
+def test_steps_are_symmetric_and_doubly_stochastic() -> None:
+    frames = random_frames(60, generator=step_generator(0, 2)).double()
+    steps = dense(brownian_chain(frames, 16, 8.0, 0.0))
+    torch.testing.assert_close(steps, steps.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(steps.sum(1), torch.ones(60 * 16, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+def test_marginals_evidence_and_jumps_are_those_of_all_paths(chain: RotationChain, likelihood: Tensor) -> None:
     p, j = chain.n_states, chain.jump_rate
-    stay, leap = (1 - j) * chain.kernel.to_dense(), j / p
-    found = forward_backward(chain, likelihood.clone())
-    emission = likelihood[0].exp()
+    stay, leap = (1 - j) * dense(chain), j / p
+    found = forward_backward(chain, all_states(chain), likelihood)
+    emission = likelihood.exp()
     marginal = torch.zeros(N_FRAMES, p, dtype=torch.float64)
     jumped = torch.zeros(N_FRAMES - 1, dtype=torch.float64)
     for a, b, jumps in itertools.product(range(p), range(p), itertools.product((False, True), repeat=2)):
@@ -45,12 +62,35 @@ def test_marginals_evidence_and_jumps_are_those_of_all_paths(chain, likelihood):
         marginal[2] += weight
         jumped += weight.sum() * torch.tensor(jumps)
     total = marginal[0].sum()
-    torch.testing.assert_close(found.posterior[0], marginal / total, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found.evidence[0], total.log(), atol=2e-3, rtol=0)
-    torch.testing.assert_close(found.jumps[0], jumped / total, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.posterior, marginal / total, atol=1e-3, rtol=0)
+    assert found.evidence == pytest.approx(float(total.log()), abs=2e-3)
+    torch.testing.assert_close(found.jumps, jumped / total, atol=1e-3, rtol=0)
 
 
-def test_reversed_time_gives_the_same_marginals(chain, likelihood):
-    forth = forward_backward(chain, likelihood.clone()).posterior
-    back = forward_backward(chain, likelihood.flip(1)).posterior.flip(1)
+def test_states_that_a_frame_lacks_are_impossible(chain: RotationChain, likelihood: Tensor) -> None:
+    """A short list of states is the whole list with a likelihood of nothing elsewhere."""
+    states = torch.stack([row.argsort(descending=True)[:9] for row in likelihood])
+    short = forward_backward(chain, states, likelihood.gather(1, states))
+    masked = torch.full_like(likelihood, -1e4).scatter(1, states, likelihood.gather(1, states))
+    whole = forward_backward(chain, all_states(chain), masked)
+    torch.testing.assert_close(short.posterior, whole.posterior.gather(1, states), atol=1e-9, rtol=0)
+    torch.testing.assert_close(short.jumps, whole.jumps, atol=1e-9, rtol=0)
+
+
+def test_reversed_time_gives_the_same_marginals(chain: RotationChain, likelihood: Tensor) -> None:
+    forth = forward_backward(chain, all_states(chain), likelihood).posterior
+    back = forward_backward(chain, all_states(chain), likelihood.flip(0)).posterior.flip(0)
     torch.testing.assert_close(forth, back, atol=1e-3, rtol=0)
+
+
+def test_without_steps_or_jumps_all_frames_share_one_state(chain: RotationChain, likelihood: Tensor) -> None:
+    still = replace(
+        chain,
+        directions=torch.arange(N_DIRECTIONS)[:, None],
+        turns=torch.zeros(N_DIRECTIONS, 1, dtype=torch.long),
+        probabilities=torch.ones(N_DIRECTIONS, 1, dtype=torch.float64),
+        jump_rate=0.0,
+    )
+    found = forward_backward(still, all_states(chain), likelihood)
+    expected = torch.softmax(likelihood.sum(0), 0)
+    torch.testing.assert_close(found.posterior, expected.expand_as(found.posterior), atol=1e-3, rtol=0)

@@ -1,0 +1,153 @@
+"""From a liquid-cell movie to the atoms of each of its particles, one tumbling particle at a time.
+
+`spr.movies` makes one background-free stack of each particle; here its orientations are searched with time as
+information, and from its map on it takes the road of `spr.pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from common.data import ImageStack, InputError
+from common.iteration import Observer, run_stage
+from spr import pipeline
+from spr.ab_initio import SearchState, scheduled
+from spr.consensus import Consensus, ConsensusSettings, agree
+from spr.movies import MovieSettings
+from spr.orientation_search import RingImages
+from spr.refinement import RefineSettings
+from spr.result import Reconstruction, Seen, Stages, conclude
+from spr.ring_sampling import SearchGrid
+from spr.time_search import TimeSettings, assign_in_time, search_in_time
+from spr.time_windows import Window, follow_atoms
+from spr.tumbling import Tumbling, describe_tumbling
+
+
+@dataclass(frozen=True)
+class MovieRoadSettings(pipeline.Settings):
+    """How the particles of a movie are found and their atoms refined; what `spr.pipeline.Settings` holds, and:
+
+    movie : how particles are taken from the movie.
+    time : how neighbours in time vouch for each other.
+    window : frames of the windows in which atoms are followed, overlapping by half; 0: none.
+    """
+
+    starts: ConsensusSettings = field(default_factory=lambda: ConsensusSettings(most=3, narrow=0))
+    refinement: RefineSettings = field(default_factory=lambda: RefineSettings(finest=1.1))
+    movie: MovieSettings = field(default_factory=MovieSettings)
+    time: TimeSettings = field(default_factory=TimeSettings)
+    window: int = 400
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 0:
+            raise InputError(f"a window has {self.window} frames, expected 0 (none) or more")
+
+
+@dataclass(frozen=True)
+class ParticleInTime:
+    """One particle of a movie.
+
+    reconstruction : as of identical particles, its images those frames that show it.
+    frames : (n,) the numbers of these frames, from 0. tumbling, windows : as far as atoms were found.
+    """
+
+    reconstruction: Reconstruction
+    frames: Tensor
+    tumbling: Tumbling | None = None
+    windows: tuple[Window, ...] = ()
+
+
+def reconstruct_in_time(
+    stack: ImageStack,
+    frames: Tensor,
+    centres: Tensor,
+    settings: MovieRoadSettings,
+    *,
+    observers: Sequence[Observer] = (),
+) -> ParticleInTime:
+    """Find the atoms of one particle from its images in time.
+
+    Parameters
+    ----------
+    stack : n images of one particle, with optics, in the order of time; n >= 20.
+    frames : (n,) their numbers in the movie, rising.
+    centres : (n, 2) of (x, y), angstrom from the middle of the box, where its track says that the particle is.
+
+    Raises
+    ------
+    InputError : the images cannot be used; one line.
+    """
+    seen = pipeline.look_at(stack, settings)
+    rings, grid = pipeline.find_band(seen, settings, wide=True, centres=centres)
+    starts = find_map_in_time(rings, grid, settings, observers)
+    if not starts.reached:
+        return ParticleInTime(conclude(Stages(seen, starts)), frames)
+    best = starts.starts[starts.best]
+    found = run_stage(
+        "search/in-time",
+        lambda: assign_in_time(best.state, rings, grid, settings.search, settings.time, seed=settings.seed),
+        observers,
+    )
+    refined = pipeline.refine_from(best.state.values, found.poses, seen, rings, grid, settings, observers)
+    result = pipeline.from_map(seen, starts, refined, settings, observers)
+    tumbling, windows = in_time(seen, result, frames, settings, observers)
+    return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows)
+
+
+def find_map_in_time(
+    rings: RingImages, grid: SearchGrid, settings: MovieRoadSettings, observers: Sequence[Observer]
+) -> Consensus:
+    """Search from random starts, each over the whole movie, until enough of them agree."""
+    search = scheduled(settings.search, rings, wide=True)
+
+    def once(seed: int, name: str) -> SearchState:
+        return search_in_time(rings, grid, search, settings.time, seed=seed, name=name, observers=observers)
+
+    return agree(
+        rings,
+        grid,
+        search,
+        settings.tracing_of_element(),
+        settings.starts,
+        seed=settings.seed,
+        search_once=once,
+        observers=observers,
+    )
+
+
+def in_time(
+    seen: Seen,
+    result: Reconstruction,
+    frames: Tensor,
+    settings: MovieRoadSettings,
+    observers: Sequence[Observer],
+) -> tuple[Tumbling | None, tuple[Window, ...]]:
+    """How the particle tumbles, and how its atoms move."""
+    if result.poses is None or result.model is None:
+        return None, ()
+    tumbling = describe_tumbling(result.poses.rotations.cpu(), frames)
+    if not settings.window:
+        return tumbling, ()
+    fitted = frames[seen.fitted.cpu()].to(seen.fitted.device)
+    return tumbling, follow_atoms(seen, result.model, fitted, settings.window, settings.atoms, observers)
+
+
+def with_tumbling(result: Reconstruction, tumbling: Tumbling | None, windows: Sequence[Window]) -> Reconstruction:
+    """The result with what time says among its metrics."""
+    if tumbling is None:
+        return result
+    more = {
+        "rotation_per_frame_degrees": tumbling.degrees_per_frame,
+        "pose_error_degrees": tumbling.pose_error,
+        "rotational_diffusion_radian2_per_frame": tumbling.diffusion,
+        "jumps": float(len(tumbling.jumps)),
+    }
+    if windows:
+        more["windows"] = float(len(windows))
+        more["atoms_that_move"] = float(torch.stack([window.significant for window in windows]).any(0).sum())
+    return replace(result, metrics={**result.metrics, **more})

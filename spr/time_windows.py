@@ -1,0 +1,107 @@
+"""How the atoms of one particle move: the whole movie's model refined again in windows of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from common.atoms.comparison import rigid_fit
+from common.atoms.fisher import fisher
+from common.atoms.model import AtomicModel
+from common.atoms.refinement import RefinementSettings, refine_model
+from common.iteration import Observer, run_stage
+from spr.model_parts import select_images
+from spr.result import Seen
+
+_STEPS = 4  # of the refinement in a window, which starts beside its end
+_LEAST = 40  # images of a window
+_ALARM = 0.01  # chance that any atom of any window is called moved where none has
+
+
+@dataclass(frozen=True)
+class Window:
+    """Atoms of one window of time.
+
+    first, last : frames, from 0. positions : (n, 3) angstrom, laid on the whole movie's. sigma : (n,) per axis.
+    moved : (n, 3) angstrom from the whole movie's atoms. chance : (n,) of a move so far by noise alone.
+    significant : (n,) booleans, that chance being small among all atoms and windows.
+    """
+
+    first: int
+    last: int
+    positions: Tensor
+    sigma: Tensor
+    moved: Tensor
+    chance: Tensor
+    significant: Tensor
+
+
+def windows_of(frames: Tensor, length: int) -> list[tuple[int, int]]:
+    """First and last frame of windows of ``length`` frames that overlap by half; the last ends with the movie."""
+    begin, end = int(frames[0]), int(frames[-1])
+    if length <= 0 or end - begin + 1 <= length:
+        return []
+    starts = [*range(begin, end - length + 1, max(1, length // 2)), end - length + 1]
+    return [(first, first + length - 1) for first in dict.fromkeys(starts)]
+
+
+def follow_atoms(
+    seen: Seen,
+    model: AtomicModel,
+    frames: Tensor,
+    length: int,
+    settings: RefinementSettings,
+    observers: Sequence[Observer] = (),
+) -> tuple[Window, ...]:
+    """Refine the model of a whole movie in sliding windows.
+
+    Parameters
+    ----------
+    model : of the images ``seen.fitted``, with sigmas. frames : (m,) frame numbers of these images, rising.
+    length : of a window, frames; the windows overlap by half.
+
+    Returns
+    -------
+    The windows in the order of time; none where the movie is no longer than one.
+    """
+    if model.position_sigma is None:
+        raise ValueError("the model has no sigmas, expected those of fisher()")
+    found: list[Window] = []
+    spans = [(a, b) for a, b in windows_of(frames, length) if int(_within(frames, a, b).sum()) >= _LEAST]
+    few = replace(settings, max_steps=min(settings.max_steps, _STEPS))
+    for first, last in spans:
+        rows = _within(frames, first, last).nonzero()[:, 0]
+        stack, _, noise = seen.part(seen.fitted[rows])
+        name = f"windows/frame-{first + 1}"
+        own = refine_model(stack, noise, select_images(model, rows), few, observers=observers, name=name)
+        own = run_stage(f"{name}-sigmas", partial(fisher, stack, noise, own, settings), observers)
+        found.append(_compared(own, model, first, last, len(spans)))
+    return tuple(found)
+
+
+def _within(frames: Tensor, first: int, last: int) -> Tensor:
+    return (frames >= first) & (frames <= last)
+
+
+def _compared(own: AtomicModel, whole: AtomicModel, first: int, last: int, n_windows: int) -> Window:
+    """A window's atoms laid on those of the whole movie.
+
+    The whole movie holds the window, so that their difference has the variance of the window less that of the whole.
+    """
+    if own.position_sigma is None or whole.position_sigma is None:
+        raise ValueError("a model has no sigmas, expected those of fisher()")
+    p, q = own.positions.cpu().numpy(), whole.positions.cpu().numpy()
+    rotation, shift = rigid_fit(p, q, 1.0)
+    positions = torch.from_numpy(p @ rotation.T + shift)
+    moved = positions - whole.positions.cpu()
+    sigma = own.position_sigma.cpu()
+    variance = (sigma.square() - whole.position_sigma.cpu().square()).clamp(min=0.25 * sigma.square())
+    chance = torch.from_numpy(np.asarray(chi2.sf((moved.square().sum(1) / variance).numpy(), 3)))
+    significant = chance < _ALARM / (len(chance) * n_windows)
+    return Window(first, last, positions, sigma, moved, chance, significant)
