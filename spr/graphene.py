@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,7 +67,8 @@ class Lattice:
         return index @ self.reciprocal
 
 
-class Waves(NamedTuple):
+@dataclass(frozen=True)
+class Waves:
     """The image of all sheets as a linear model.
 
     frequencies : (m, 2) of (x, y), 1/angstrom. group : (m,) sheet and ring that a wave belongs to.

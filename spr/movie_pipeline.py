@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.data import ImageStack, InputError
 from common.iteration import Observer, run_stage
 from spr import pipeline
@@ -24,7 +25,7 @@ from spr.result import Reconstruction, Seen, Stages, conclude
 from spr.ring_sampling import SearchGrid
 from spr.time_search import TimeSettings, assign_in_time, search_in_time
 from spr.time_windows import Window, follow_atoms
-from spr.tumbling import Tumbling, describe_tumbling
+from spr.tumbling import Tumbling, continuous, describe_tumbling
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def in_time(
     """How the particle tumbles, and how its atoms move."""
     if result.poses is None or result.model is None:
         return None, ()
-    tumbling = describe_tumbling(result.poses.rotations.cpu(), frames)
+    matrices = pseudo_symmetries(result.model.positions).matrices.cpu()
+    proper = matrices[torch.linalg.det(matrices) > 0].float()  # a particle does not turn into its mirror image
+    tumbling = describe_tumbling(continuous(result.poses.rotations.cpu().float(), proper), frames.cpu())
     if not settings.window:
         return tumbling, ()
     fitted = frames[seen.fitted.cpu()].to(seen.fitted.device)

@@ -37,6 +37,7 @@ from spr.ring_sampling import SearchGrid
 from spr.rotation_chain import RotationChain, brownian_chain, forward_backward
 
 _TAPS = 2  # of the gridding window, as in `spr.ab_initio`
+_TEMPERED = 4.0  # temperature at which frames are assigned: a map that is still wrong is no reason to jump
 _BATCH = 4  # images at a time, so that their scores stay in the processor's cache
 
 
@@ -47,7 +48,8 @@ class TimeSettings:
     degrees_per_frame : rms rotation from one frame to the next that the search expects; it is measured afterwards.
     jump_rate : probability of a jump to any orientation from one frame to the next.
     stride : each iteration of the search takes one of so many frames.
-    heat : temperature of the chain, in units of that at which single frames have the wanted number of poses in play.
+    heat : temperature of the chain in the first iteration, in units of that at which single frames have the wanted
+        number of poses in play; falls to 1 in the last.
     candidates : likeliest orientations that each frame brings.
     """
 
@@ -154,7 +156,8 @@ def step_in_time(
     found = likeliest(images, index, trials, views, time.candidates)
     some = torch.randperm(len(index), generator=generator)[:40].to(index.device)
     target = effective_poses(settings, state.iteration)
-    temperature = time.heat * temperature_for(found.log_likelihood[some], target)
+    cooled = state.iteration / (settings.iterations - 1)
+    temperature = time.heat ** (1 - cooled) * temperature_for(found.log_likelihood[some], target)
     posterior = forward_backward(chain, found.states, found.log_likelihood / temperature).posterior
     best = posterior.argmax(1, keepdim=True)
     number = torch.arange(len(index), device=index.device)
@@ -223,7 +226,7 @@ def assign_in_time(
     every = torch.arange(len(images), device=state.shifts.device)
     trials = trial_shifts(state.shifts, settings.shift_step / float(images.frequencies.max()))
     found = likeliest(images, every, trials, views, time.candidates // 4)
-    posterior = forward_backward(chain, found.states, found.log_likelihood / time.heat).posterior
+    posterior = forward_backward(chain, found.states, found.log_likelihood / _TEMPERED).posterior
     best = posterior.argmax(1, keepdim=True)
     shifts = trials[every, found.trial.gather(1, best)[:, 0].long()]
     rotations = rotations_of(found.states.gather(1, best)[:, 0], views, images.rings.shape[-1])

@@ -62,6 +62,18 @@ def describe_tumbling(rotations: Tensor, frames: Tensor) -> Tumbling:
     return Tumbling(t, y, per_frame, math.sqrt(level / 2), diffusion, frames[far + 1], steps[far])
 
 
+def continuous(rotations: Tensor, operations: Tensor) -> Tensor:
+    """Orientations (n, 3, 3) of a particle that looks alike after ``operations`` (g, 3, 3), chosen to turn least.
+
+    Each frame's orientation is replaced by that of the like ones which is nearest to the frame before.
+    """
+    now, found = rotations[0], [rotations[0]]
+    for alike in rotations[1:, None] @ operations.to(rotations):
+        now = alike[geodesic_distance(alike, now.expand_as(alike)).argmin()]
+        found.append(now)
+    return torch.stack(found)
+
+
 def _pairs(frames: Tensor, lag: int) -> tuple[Tensor, Tensor]:
     """Rows of frames that lie ``lag`` apart."""
     place = torch.searchsorted(frames, frames + lag).clamp(max=len(frames) - 1)

@@ -46,6 +46,14 @@ OUTPUTS = (
     "classes.star",
     "classes.csv",
     "differences.csv",
+    "motion.csv",
+    "background.json",
+    "tracks.csv",
+    "frames.mrcs",
+    "frames.star",
+    "weights.csv",
+    "orientations.csv",
+    "windows.csv",
     "metrics.csv",
     "run.json",
     "report.html",
@@ -234,7 +242,10 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in OUTPUTS:
             (folder / name).unlink(missing_ok=True)
-        for own in folder.glob("class_[0-9][0-9][0-9]"):  # a run with classes holds a run for each
+        for own in (
+            *folder.glob("class_[0-9][0-9][0-9]"),
+            *folder.glob("particle_[0-9][0-9][0-9]"),
+        ):  # runs of their own
             if (own / "run.json").exists():
                 _remove_run(own)
                 (own / ".lock").unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from common.report.data import (
     AtomSites,
     ClassAverages,
+    Filmed,
+    FilmedParticle,
     FourierShellCorrelation,
     ImageExamples,
     ImageScores,
@@ -22,6 +24,8 @@ from common.report.pictures import pick_examples
 __all__ = [
     "AtomSites",
     "ClassAverages",
+    "Filmed",
+    "FilmedParticle",
     "FourierShellCorrelation",
     "ImageExamples",
     "ImageScores",

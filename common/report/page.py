@@ -9,6 +9,7 @@ from common.io.files import atomic_write
 from common.report.atom_section import show_atoms
 from common.report.class_section import show_classes
 from common.report.data import ReportData
+from common.report.movie_section import show_movie
 from common.report.multislice_section import show_multislice
 from common.report.sections import (
     mean,
@@ -74,6 +75,7 @@ def _head(data: ReportData) -> str:
 def _body(data: ReportData) -> list[tuple[str, str, str]]:
     """The sections that this run has, in order: id, name in the list of contents, HTML."""
     parts = [
+        ("movie", "Movie", show_movie(data.movie) if data.movie else ""),
         ("structures", "Structures", show_structures(data.structures) if data.structures else ""),
         ("inputs", "What went in", show_inputs(data.inputs) if data.inputs else ""),
         ("atoms", "Atoms", show_atoms(data.atoms) if data.atoms else ""),

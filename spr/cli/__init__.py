@@ -21,6 +21,7 @@ COMMANDS = {
     "trace": ("trace", "volume -> atoms"),
     "refine-atoms": ("stages", "atoms and particle images with poses -> atoms with error bars"),
     "simulate": ("simulate", "atoms -> particle images, or with --movie a movie, whose truth is known"),
+    "movie": ("movie", "liquid-cell movie -> the atoms of every particle that tumbles in it"),
     "track": ("movies", "movie -> motion, background, and the path of every particle"),
     "background": ("movies", "movie -> motion, graphene lattices and background spectrum"),
     "extract": ("movies", "movie -> one background-free image stack for each particle"),
@@ -66,7 +67,7 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _how_to_resume(given: list[str]) -> str:
-    if not given or given[0] not in ("reconstruct", "abinitio", "refine", "refine-atoms", "classify"):
+    if not given or given[0] not in ("reconstruct", "abinitio", "refine", "refine-atoms", "classify", "movie"):
         return ""
     again = [word for word in given if word != "--overwrite"]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +10,12 @@ import torch
 
 from common.cli.program import Parser, set_threads
 from common.cli.settings import add_settings, read_settings
-from common.data import InputError, Optics, Poses
-from common.io import ParticleFile, atomic_write, write_images, write_particles_star
+from common.data import InputError
 from common.io.checkpoint import make_folder
 from common.io.movie import Movie, read_movie
-from common.io.star import read_star, write_star
-from spr.background import Background, block_means, learn_background
-from spr.cli.simulate import _without_poses as without_poses
-from spr.motion import Motion, estimate_motion
+from spr.background import block_means, learn_background
+from spr.cli.movie_tables import background_text, motion_table, optics_of, tracks_table, write_frames, write_text
+from spr.motion import estimate_motion
 from spr.movies import MovieSettings, TrackedMovie, extract, track_movie
 
 OUTPUTS = {
@@ -67,6 +64,19 @@ def add_arguments(parser: Parser, name: str) -> None:
     add_settings(parser, MovieSettings)
 
 
+def movie_of(path: str, given: MovieInput) -> Movie:
+    """The movie as the settings of its input say; errors as for `read_movie`."""
+    return read_movie(
+        path,
+        pixel_size=given.pixel_size,
+        dose=given.dose,
+        gain=given.gain,
+        gain_divides=given.gain_divides,
+        sum_frames=given.sum_frames,
+        find_defects=given.find_defects,
+    )
+
+
 def run(arguments: argparse.Namespace, name: str) -> int:
     chosen = read_settings({"input": MovieInput, "": MovieSettings}, arguments, arguments.config)
     given: MovieInput = chosen["input"]
@@ -76,15 +86,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     if there and not arguments.overwrite:
         raise InputError(f"{out}: {there[0]} is there already; choose another --out or give --overwrite")
     set_threads(arguments.threads)
-    movie = read_movie(
-        arguments.movie,
-        pixel_size=given.pixel_size,
-        dose=given.dose,
-        gain=given.gain,
-        gain_divides=given.gain_divides,
-        sum_frames=given.sum_frames,
-        find_defects=given.find_defects,
-    )
+    movie = movie_of(arguments.movie, given)
     if name == "background":
         motion = estimate_motion(movie, settings.motion)
         free = torch.ones(movie.frame_shape)
@@ -92,16 +94,16 @@ def run(arguments: argparse.Namespace, name: str) -> int:
         notes: tuple[str, ...] = (*movie.notes, *motion.notes)
         make_folder(out)
     else:
-        positions = None if arguments.box_file is None else _positions(arguments.box_file) * movie.pixel_size
+        positions = None if arguments.box_file is None else positions_of(arguments.box_file) * movie.pixel_size
         tracked = track_movie(movie, settings, positions=positions)
         motion, background, notes = tracked.motion, tracked.background, tracked.notes
         make_folder(out)
         if name == "extract":
             _write_particles(out, movie, tracked, settings, given)
-        _write_text(out / "tracks.csv", _tracks_table(tracked))
+        write_text(out / "tracks.csv", tracks_table(tracked))
         print(f"{len(tracked.tracks)} particles: {out / 'tracks.csv'}")
-    _write_text(out / "motion.csv", _motion_table(motion))
-    _write_text(out / "background.json", _background_text(background))
+    write_text(out / "motion.csv", motion_table(motion))
+    write_text(out / "background.json", background_text(background))
     for note in notes:
         print(f"note: {note}")
     for k, lattice in enumerate(background.lattices, start=1):
@@ -109,12 +111,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     return 0
 
 
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path, "w") as file:
-        file.write(text)
-
-
-def _positions(path: Path) -> torch.Tensor:
+def positions_of(path: Path) -> torch.Tensor:
     """Two columns x y, pixels from the first; (m, 2)."""
     try:
         lines = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
@@ -126,57 +123,11 @@ def _positions(path: Path) -> torch.Tensor:
     return values
 
 
-def _motion_table(motion: Motion) -> str:
-    rows = ["frame,shift_x,shift_y,error_x,error_y"]
-    both = torch.cat((motion.shifts, motion.errors), 1)
-    rows += [f"{t + 1}," + ",".join(f"{number:.4f}" for number in row) for t, row in enumerate(both.tolist())]
-    return "\n".join(rows) + "\n"
-
-
-def _tracks_table(tracked: TrackedMovie) -> str:
-    rows = ["frame,particle,x,y,error_x,error_y,seen,weight,reason"]
-    for p, track in enumerate(tracked.tracks, start=1):
-        both = torch.cat((track.positions, track.errors), 1).tolist()
-        for t, numbers in enumerate(both):
-            text = ",".join(f"{number:.4f}" for number in numbers)
-            weight, reason = float(track.weights.weights[t]), track.weights.reasons[t]
-            rows.append(f"{t + 1},{p},{text},{int(track.seen[t])},{weight:.4f},{reason}")
-    return "\n".join(rows) + "\n"
-
-
-def _background_text(background: Background) -> str:
-    sheets = [
-        {
-            "angle": round(lattice.angle, 4),
-            "spacing": round(lattice.spacing, 5),
-            "strain": round(lattice.strain, 6),
-            "reciprocal": lattice.reciprocal.tolist(),
-            "strength": lattice.strength,
-        }
-        for lattice in background.lattices
-    ]
-    spectrum = {"step": 0.01, "power": [float(f"{value:.6g}") for value in background.noise.tolist()]}
-    return json.dumps({"graphene": sheets, "variance": background.variance, "spectrum": spectrum}, indent=2) + "\n"
-
-
 def _write_particles(
     out: Path, movie: Movie, tracked: TrackedMovie, settings: MovieSettings, given: MovieInput
 ) -> None:
-    n = len(movie)
-    one = torch.ones(n)
-    focus = torch.stack((one * given.defocus, one * given.defocus, one * 0), 1)
-    optics = Optics(one * given.voltage_kv, one * given.spherical_aberration_mm, one * 0, focus, one * 0, one * 0)
+    optics = optics_of(len(movie), given.voltage_kv, given.spherical_aberration_mm, given.defocus)
     for k, (stack, shifts) in enumerate(extract(movie, tracked, settings), start=1):
         folder = out / f"particle_{k:03d}"
         make_folder(folder)
-        write_images(folder / "frames.mrcs", stack.images, stack.pixel_size)
-        names = tuple(f"{t:06d}@frames.mrcs" for t in range(1, n + 1))
-        particles = ParticleFile(replace(stack, optics=optics), None, names, None, (folder / "frames.mrcs",), ())
-        identity = Poses(torch.eye(3).expand(n, 3, 3), shifts)
-        write_particles_star(folder / "particles.star", particles, identity)
-        tables = read_star(folder / "particles.star").tables
-        write_star(folder / "particles.star", tuple(without_poses(table) for table in tables))  # no pose is known yet
-        weights = tracked.tracks[k - 1].weights
-        pairs = zip(weights.weights.tolist(), weights.reasons, strict=True)
-        rows = [f"{t},{weight:.4f},{reason}" for t, (weight, reason) in enumerate(pairs, start=1)]
-        _write_text(folder / "weights.csv", "\n".join(("frame,weight,reason", *rows)) + "\n")
+        write_frames(folder, replace(stack, optics=optics), shifts, tracked.tracks[k - 1].weights)

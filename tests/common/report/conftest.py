@@ -7,6 +7,8 @@ from common.data import Optics
 from common.report import (
     AtomSites,
     ClassAverages,
+    Filmed,
+    FilmedParticle,
     FourierShellCorrelation,
     ImageExamples,
     ImageScores,
@@ -37,6 +39,7 @@ def full_report() -> ReportData:
     generator = torch.Generator().manual_seed(7)
     grid = torch.cartesian_prod(*[torch.arange(-3.0, 4.0, dtype=torch.float64)] * 3)
     sites = 2.04 * grid[grid.sum(1) % 2 == 0]
+    path = torch.rand(6, 2, generator=torch.Generator().manual_seed(8))
     positions = sites[(sites + 0.3).norm(dim=1).argsort()[:N_ATOMS]]
     positions = positions + 0.03 * torch.randn(N_ATOMS, 3, generator=generator, dtype=torch.float64)
     noise = torch.rand(N_ATOMS, generator=generator, dtype=torch.float64)
@@ -79,6 +82,17 @@ def full_report() -> ReportData:
         classes=ClassAverages(
             images[:3], PIXEL, torch.tensor([70, 20, 1]), torch.tensor([0.9, 0.5, float("nan")]),
             torch.tensor([1.1, float("inf"), float("nan")]), torch.tensor([False, True, False]),
+        ),
+        movie=Filmed(
+            mean=torch.rand(12, 10, generator=torch.Generator().manual_seed(9)) + 5,
+            pixel_size=0.36,
+            frequencies=torch.linspace(0.1, 1.2, 12),
+            before=1 + 20 * torch.rand(12, generator=torch.Generator().manual_seed(9)),
+            after=1 + torch.rand(12, generator=torch.Generator().manual_seed(9)),
+            particles=(
+                FilmedParticle(path, torch.ones(6).bool(), 9.5, "finished", 328, "particle_001/report.html"),
+                FilmedParticle(path + 3, torch.arange(6) > 2, 8.0, "not determined", None, "particle_002/report.html"),
+            ),
         ),
         structures=Structures(
             ((70, 0.99, 0.97, 38, 0.6, 1.2), (50, 0.98, 0.96, 37, 0.7, 1.3)),

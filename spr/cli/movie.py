@@ -1,0 +1,262 @@
+"""``spr movie``: a liquid-cell movie to the atoms of every particle in it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.cli.program import Parser, choose_device, set_threads
+from common.cli.progress import ProgressObserver
+from common.cli.settings import add_settings, read_settings
+from common.data import InputError
+from common.io import ParticleFile, sha256
+from common.io.movie import Movie
+from common.io.run_folder import RunFolder
+from common.iteration import run_stage
+from common.parallel import processes
+from common.report import Filmed, FilmedParticle, InputFile, Inputs, ReportData, write_report
+from common.rotations import geodesic_distance, matrix_to_euler
+from spr.background import without_graphene
+from spr.cli.movie_tables import background_text, motion_table, optics_of, tracks_table, write_frames, write_text
+from spr.cli.movies import MovieInput, movie_of, positions_of
+from spr.cli.outputs import write_outputs
+from spr.cli.structures import select_particles
+from spr.cli.work import add_machine_arguments
+from spr.movie_pipeline import MovieRoadSettings, ParticleInTime, reconstruct_in_time
+from spr.movies import TrackedMovie, extract, track_movie
+from spr.time_windows import Window
+
+_LOOKED_AT = 100  # frames, for the mean and the spectra of the report
+
+
+def add_arguments(parser: Parser, name: str) -> None:
+    parser.usage = "%(prog)s MOVIE [--pixel-size A] [--dose E] [--element Pt] [--out RUN] [--config FILE] [settings]"
+    parser.add_argument("movie", metavar="MOVIE", help="an .mrc, .tif, .eer, .dm4 or .emd file, or 'frames/*.tif'")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: MOVIE_run beside it)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file or a run.json")
+    text = "positions of the particles in the first frames, two columns x y in pixels (default: found)"
+    parser.add_argument("--box-file", metavar="FILE", type=Path, help=text)
+    add_machine_arguments(parser)
+    add_settings(parser, MovieInput, section="input")
+    add_settings(parser, MovieRoadSettings)
+
+
+def run(arguments: argparse.Namespace, name: str) -> int:
+    chosen = read_settings({"input": MovieInput, "": MovieRoadSettings}, arguments, arguments.config)
+    given: MovieInput = chosen["input"]
+    settings: MovieRoadSettings = chosen[""]
+    out: Path = arguments.out or _beside(arguments.movie)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("spr movie runs in one process, expected a start without torchrun")
+    set_threads(arguments.threads)
+    began = (time.time(), time.process_time())
+    with processes(choose_device(arguments.device)) as device:
+        movie = movie_of(arguments.movie, given)
+        positions = None if arguments.box_file is None else positions_of(arguments.box_file) * movie.pixel_size
+        files = [*movie.files, *([] if arguments.box_file is None else [arguments.box_file])]
+        inputs = {os.path.relpath(file): sha256(file) for file in files}
+        described = {"input": asdict(given), **asdict(settings)}
+
+        def opened(path: Path) -> RunFolder:
+            return RunFolder.open(
+                path,
+                inputs=inputs,
+                settings=described,
+                command=name,
+                device=device.type,
+                overwrite=arguments.overwrite and path == out,
+            )
+
+        with opened(out) as folder:
+            if folder.is_complete:
+                print(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
+                return 0
+            progress = ProgressObserver()
+            metrics, checkpoints = folder.observers()
+            watching = (metrics, checkpoints, progress)
+            tracked = run_stage("track", lambda: track_movie(movie, settings.movie, positions=positions), watching)
+            write_text(folder.file("motion.csv"), motion_table(tracked.motion))
+            write_text(folder.file("background.json"), background_text(tracked.background))
+            write_text(folder.file("tracks.csv"), tracks_table(tracked))
+            print(f"{len(tracked.tracks)} particles: {folder.file('tracks.csv')}")
+            results: list[tuple[str, Mapping[str, float], bool]] = []
+            for k, (stack, shifts) in enumerate(extract(movie, tracked, settings.movie), start=1):
+                with opened(out / f"particle_{k:03d}") as own:
+                    if not own.is_complete:
+                        optics = optics_of(len(stack), given.voltage_kv, given.spherical_aberration_mm, given.defocus)
+                        weights = tracked.tracks[k - 1].weights
+                        particles = write_frames(own.path, replace(stack, optics=optics), shifts, weights)
+                        _one_particle(own, particles, shifts, weights.weights, settings, device)
+                    results.append((own.status, own.record["metrics"], own.status == "finished"))
+                    print(f"particle {k}: {own.status}, {own.file('report.html')}")
+            seconds = {
+                **progress.seconds,
+                "cpu_seconds": time.process_time() - began[1],
+                "wall_seconds": time.time() - began[0],
+            }
+            _finish(folder, movie, tracked, results, seconds)
+            print(f"{folder.status}: {folder.path}\nreport: {folder.file('report.html')}")
+    return 0
+
+
+def _beside(movie: str) -> Path:
+    """The run's folder where none is given; a pattern of files names its folder."""
+    path = Path(movie)
+    return path.parent / "movie_run" if any(mark in path.name for mark in "*?[") else path.with_name(f"{path.stem}_run")
+
+
+def _one_particle(
+    folder: RunFolder,
+    particles: ParticleFile,
+    shifts: Tensor,
+    weights: Tensor,
+    settings: MovieRoadSettings,
+    device: torch.device,
+) -> None:
+    """Reconstruct one particle and write everything about it."""
+    began = time.process_time()
+    rows = (weights > 0).nonzero()[:, 0]
+    shown = select_particles(particles, rows)
+    progress = ProgressObserver()
+    metrics, checkpoints = folder.observers()
+    watching = (metrics, checkpoints, progress)
+    try:
+        found = reconstruct_in_time(shown.stack.to(device), rows, shifts[rows].to(device), settings, observers=watching)
+    except InputError as error:  # another particle of the movie may well be found
+        _write_nothing(folder, particles, str(error))
+        return
+    except KeyboardInterrupt:
+        checkpoints.save_all()
+        raise
+    if found.reconstruction.poses is not None:
+        write_text(folder.file("orientations.csv"), _orientations(found, rows))
+    if found.windows and found.reconstruction.atoms is not None:
+        write_text(folder.file("windows.csv"), _windows_table(found.windows))
+    seconds = {**progress.seconds, "cpu_seconds": time.process_time() - began}
+    write_outputs(folder, shown, found.reconstruction, seconds=seconds)
+
+
+def _write_nothing(folder: RunFolder, particles: ParticleFile, reason: str) -> None:
+    """The record and the page of a particle that cannot be looked at."""
+    warning = f"Not determined: {reason}"
+    page = ReportData(particles.files[0].name, warning, "not determined", (warning,), date=time.strftime("%Y-%m-%d"))
+    write_report(folder.file("report.html"), page)
+    folder.finish(metrics={"images": float(len(particles.stack))}, warnings=(warning,), determined=False)
+
+
+def _orientations(found: ParticleInTime, frames: Tensor) -> str:
+    """Euler angles (RELION), position in the box and step from the frame before, of every frame that was used."""
+    poses = found.reconstruction.poses
+    if poses is None:
+        raise ValueError("no poses were found")
+    angles, shifts = matrix_to_euler(poses.rotations.cpu()), poses.shifts.cpu()
+    steps = geodesic_distance(poses.rotations[1:].cpu(), poses.rotations[:-1].cpu()).tolist()
+    lines = ["frame,rot,tilt,psi,x,y,turned"]
+    for t, row, turned in zip(frames.tolist(), torch.cat((angles, shifts), 1).tolist(), ["", *steps], strict=True):
+        numbers = ",".join(f"{number:.4f}" for number in row)
+        lines.append(f"{t + 1},{numbers},{turned if turned == '' else format(turned, '.4f')}")
+    return "\n".join(lines) + "\n"
+
+
+def _windows_table(windows: Sequence[Window]) -> str:
+    """Every atom of every window; atoms are counted from 1, in the order of atoms.xyz."""
+    lines = ["window,first_frame,last_frame,atom,x,y,z,sigma,moved_x,moved_y,moved_z,chance,significant"]
+    for k, window in enumerate(windows, start=1):
+        table = torch.cat((window.positions, window.sigma[:, None], window.moved), 1).tolist()
+        rows = zip(table, window.chance.tolist(), window.significant.tolist(), strict=True)
+        for atom, (numbers, chance, significant) in enumerate(rows, start=1):
+            text = ",".join(f"{number:.4f}" for number in numbers)
+            lines.append(f"{k},{window.first + 1},{window.last + 1},{atom},{text},{chance:.3g},{int(significant)}")
+    return "\n".join(lines) + "\n"
+
+
+def _finish(
+    folder: RunFolder,
+    movie: Movie,
+    tracked: TrackedMovie,
+    results: Sequence[tuple[str, Mapping[str, float], bool]],
+    seconds: Mapping[str, float],
+) -> None:
+    """The page and the record of the whole movie."""
+    settled = sum(determined for _, _, determined in results)
+    warnings = tuple(
+        f"Particle {k} is not determined: see particle_{k:03d}/report.html."
+        for k, (_, _, determined) in enumerate(results, start=1)
+        if not determined
+    )
+    record = folder.record
+    page = ReportData(
+        title=movie.files[0].name,
+        verdict=f"{len(results)} particles followed; the atoms of {settled} of them found.",
+        outcome="determined" if not warnings else "doubtful" if settled else "not determined",
+        warnings=warnings,
+        notes=tracked.notes,
+        command=shlex.join(["spr", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%d"),
+        inputs=Inputs(
+            tuple(InputFile(str(name), digest) for name, digest in record["inputs"].items()),
+            len(movie),
+            max(movie.frame_shape),
+            movie.pixel_size,
+            None,
+        ),
+        settings=record["settings"],
+        versions=record["versions"],
+        seconds=seconds,
+        movie=_filmed(movie, tracked, results),
+    )
+    write_report(folder.file("report.html"), page)
+    counts = {"particles": float(len(results)), "particles_determined": float(settled), "frames": float(len(movie))}
+    folder.finish(metrics=counts, warnings=warnings, notes=tracked.notes, determined=not warnings, timing=seconds)
+
+
+def _filmed(movie: Movie, tracked: TrackedMovie, results: Sequence[tuple[str, Mapping[str, float], bool]]) -> Filmed:
+    """What the page shows of the movie, from some of its frames."""
+    wanted = set(torch.linspace(0, len(movie) - 1, min(len(movie), _LOOKED_AT)).round().long().tolist())
+    total, before, after = torch.zeros(movie.frame_shape), torch.zeros(()), torch.zeros(())
+    free = tracked.background.free
+    for t in sorted(wanted):
+        frame = movie.frames(t, t + 1)
+        rest, _ = without_graphene(frame, t, tracked.background, tracked.motion)
+        total += frame[0]
+        before = before + _power((frame - frame.mean())[0] * free)
+        after = after + _power(rest[0] * free)
+    frequencies, rings = _rings(movie)
+    particles = tuple(
+        FilmedParticle(
+            track.positions,
+            track.seen,
+            track.radius,
+            status,
+            int(metrics["atoms"]) if "atoms" in metrics else None,
+            f"particle_{k:03d}/report.html",
+        )
+        for k, (track, (status, metrics, _)) in enumerate(zip(tracked.tracks, results, strict=True), start=1)
+    )
+    peaks = [torch.stack([power[ring].max() / power[ring].median() for ring in rings]) for power in (before, after)]
+    return Filmed(total / len(wanted), movie.pixel_size, frequencies, peaks[0], peaks[1], particles)
+
+
+def _power(image: Tensor) -> Tensor:
+    return torch.fft.rfft2(image).abs().square()
+
+
+def _rings(movie: Movie) -> tuple[Tensor, list[Tensor]]:
+    """Frequencies (k,), 1/angstrom, and the masks of the rings around them in the half spectrum of a frame."""
+    height, width = movie.frame_shape
+    y = torch.fft.fftfreq(height, movie.pixel_size)[:, None]
+    x = torch.fft.rfftfreq(width, movie.pixel_size)
+    step = 2 / (min(height, width) * movie.pixel_size)
+    number = (torch.sqrt(x**2 + y**2) / step).round().long()
+    last = int(0.5 / movie.pixel_size / step)
+    return torch.arange(1, last) * step, [number == k for k in range(1, last)]
