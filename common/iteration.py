@@ -83,6 +83,24 @@ def run_stage(name: str, function: Callable[[], T], observers: Sequence[Observer
     return run(name, first, lambda _: StageState(iteration=1, done=True, result=function()), observers).result
 
 
+@dataclass(frozen=True)
+class Under:
+    """Observers that see every loop under a name of its own, so that a stage can run for several classes."""
+
+    prefix: str
+    observer: Observer
+
+    def resume(self, name: str, first: State) -> State | None:
+        return self.observer.resume(f"{self.prefix}/{name}", first)
+
+    def observe(self, name: str, state: State) -> None:
+        self.observer.observe(f"{self.prefix}/{name}", state)
+
+
+def under(prefix: str, observers: Sequence[Observer]) -> tuple[Observer, ...]:
+    return tuple(Under(prefix, observer) for observer in observers)
+
+
 def step_generator(seed: int, iteration: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random numbers of one step: a function of ``(seed, iteration)`` alone, so a resumed run draws the same."""
     mixed = (seed * 0x9E3779B97F4A7C15 + iteration * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**63 - 1)

@@ -22,7 +22,7 @@ from common.atoms.refinement import RefinementSettings, refine_model
 from common.atoms.tracing import find_atoms
 from common.atoms.validation import search_unseen, with_robust_weights
 from common.data import ImageStack, InputError, Poses
-from common.iteration import Observer, State, run_stage
+from common.iteration import Observer, run_stage, under
 from common.noise import NoiseModel
 from spr import pipeline
 from spr.class_differences import Differences, describe, differences
@@ -75,24 +75,6 @@ class ClassifiedStructures:
     members: tuple[Tensor, ...]
     posterior: Tensor
     differences: tuple[Differences, ...]
-
-
-@dataclass(frozen=True)
-class Under:
-    """Observers that see every loop under a name of its own, so that a stage can run for several classes."""
-
-    prefix: str
-    observer: Observer
-
-    def resume(self, name: str, first: State) -> State | None:
-        return self.observer.resume(f"{self.prefix}/{name}", first)
-
-    def observe(self, name: str, state: State) -> None:
-        self.observer.observe(f"{self.prefix}/{name}", state)
-
-
-def under(prefix: str, observers: Sequence[Observer]) -> tuple[Observer, ...]:
-    return tuple(Under(prefix, observer) for observer in observers)
 
 
 def reconstruct_classes(

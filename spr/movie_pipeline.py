@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from common.atoms.pseudo_symmetry import pseudo_symmetries
-from common.data import ImageStack, InputError
-from common.iteration import Observer, run_stage
+from common.data import ImageStack, InputError, Poses
+from common.iteration import Observer, run_stage, under
 from spr import pipeline
 from spr.ab_initio import SearchState, scheduled
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.movies import MovieSettings
 from spr.orientation_search import RingImages
-from spr.refinement import RefineSettings
+from spr.refinement import RefinedMap, RefineSettings, map_of_poses
 from spr.result import Reconstruction, Seen, Stages, conclude
 from spr.ring_sampling import SearchGrid
+from spr.segments import at_true_scale, believed, foretold, segments_of
 from spr.time_search import TimeSettings, assign_in_time, search_in_time
 from spr.time_windows import Window, follow_atoms
 from spr.tumbling import Tumbling, continuous, describe_tumbling
+
+_SCALINGS = 3  # times that stretches are judged and the tilts brought to scale
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def reconstruct_in_time(
         lambda: assign_in_time(best.state, rings, grid, settings.search, settings.time, seed=settings.seed),
         observers,
     )
-    refined = pipeline.refine_from(best.state.values, found.poses, seen, rings, grid, settings, observers)
+    refined = refine_in_time(seen, rings, grid, frames, best.state.values, found.poses, settings, observers)
     result = pipeline.from_map(seen, starts, refined, settings, observers)
     tumbling, windows = in_time(seen, result, frames, settings, observers)
     return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows)
@@ -118,6 +122,64 @@ def find_map_in_time(
         seed=settings.seed,
         search_once=once,
         observers=observers,
+    )
+
+
+def refine_in_time(
+    seen: Seen,
+    rings: RingImages,
+    grid: SearchGrid,
+    frames: Tensor,
+    values: Tensor,
+    poses: Poses,
+    settings: MovieRoadSettings,
+    observers: Sequence[Observer],
+) -> RefinedMap:
+    """Poses off the grid, at the scale that Brownian rotation tells, from the stretches of time that fit together.
+
+    The other frames weigh nothing in the map, so that they are searched anew with its atoms.
+
+    values : (d, d, d) map of the search. poses : of the fitted images.
+    """
+    numbers = frames.to(seen.fitted.device)[seen.fitted]
+    refined = pipeline.refine_from(values, poses, seen, rings, grid, settings, under("scale-0", observers))
+    good = torch.ones(len(rings), dtype=torch.bool, device=numbers.device)
+    for turn in range(1, _SCALINGS + 1):
+        now = refined.poses
+        segments = segments_of(now.rotations, numbers)
+        share = run_stage(
+            f"refine/foretold-{turn}", partial(foretold, rings, grid, now, segments, settings.refinement), observers
+        )
+        good = believed(share, segments)
+        if int(good.sum()) < pipeline.LEAST_IMAGES:
+            return refined
+        rotations = at_true_scale(now.rotations, numbers, segments, good)
+        scaled = Poses(rotations, now.shifts)
+        rows = good.nonzero()[:, 0]
+        part = replace(seen, fitted=seen.fitted[rows])
+        first = map_of_poses(rings[rows], grid, scaled[rows], settings.refinement)
+        of_part = pipeline.refine_from(
+            first, scaled[rows], part, rings[rows], grid, settings, under(f"scale-{turn}", observers)
+        )
+        refined = _everywhere(of_part, scaled, rows)
+    return refined
+
+
+def _everywhere(part: RefinedMap, poses: Poses, rows: Tensor) -> RefinedMap:
+    """A map of the images ``rows`` with the other images' poses, which weigh nothing."""
+    n = len(poses)
+
+    def filled(values: Tensor) -> Tensor:
+        return values.new_zeros(n).index_copy(0, rows, values)
+
+    rotations = poses.rotations.index_copy(0, rows, part.poses.rotations.to(poses.rotations))
+    shifts = poses.shifts.index_copy(0, rows, part.poses.shifts.to(poses.shifts))
+    return replace(
+        part,
+        poses=Poses(rotations, shifts),
+        gain=filled(part.gain),
+        weights=filled(part.weights),
+        half=filled(part.half),
     )
 
 
