@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from common.atoms.pose_search import PoseSearchSettings
 from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
@@ -43,6 +44,7 @@ class MovieRoadSettings(pipeline.Settings):
 
     starts: ConsensusSettings = field(default_factory=lambda: ConsensusSettings(most=3, narrow=0))
     refinement: RefineSettings = field(default_factory=lambda: RefineSettings(finest=1.1))
+    pose_search: PoseSearchSettings = field(default_factory=lambda: PoseSearchSettings(reach=0.8))
     movie: MovieSettings = field(default_factory=MovieSettings)
     time: TimeSettings = field(default_factory=TimeSettings)
     window: int = 400

@@ -1,0 +1,113 @@
+"""Stretches of a movie that fit together, and tilts at their true scale, on orientations that are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.data import ImageStack, Poses
+from common.noise import estimate_noise, whiten
+from common.rotations import geodesic_distance, rotation_from_vector
+from common.scattering import projected_atoms
+from spr.ab_initio import SearchSettings, prepare
+from spr.refinement import RefineSettings
+from spr.segments import at_true_scale, believed, foretold, mean_axis, segments_of, tilt_excess, with_tilts
+
+N = 300
+
+
+def turn(x: float, y: float, z: float) -> Tensor:
+    """Rotation by a vector, degrees."""
+    return rotation_from_vector(torch.deg2rad(torch.tensor([x, y, z])))
+
+
+def wandering(n: int = N, degrees: float = 3.0, seed: int = 0) -> Tensor:
+    """(n, 3, 3) orientations whose views stay on one side: a walk that is pulled back."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = math.radians(degrees) / math.sqrt(3) * torch.randn(n, 3, generator=generator)
+    now, found = torch.eye(3), []
+    for vector in vectors:
+        pulled = vector + torch.tensor([0.06 * float(now[1, 2]), -0.06 * float(now[0, 2]), 0.0])
+        now = rotation_from_vector(pulled) @ now
+        found.append(now)
+    return torch.stack(found)
+
+
+def test_stretches_end_at_jumps_and_not_at_gaps() -> None:
+    rotations, frames = wandering(), torch.arange(N)
+    rotations[120:] = rotations[120:] @ turn(0, 40, 0)
+    kept = torch.cat((torch.arange(0, 40), torch.arange(60, N)))
+    segments = segments_of(rotations[kept], frames[kept])
+    assert segments.unique().tolist() == [0, 1]
+    assert kept[segments == 1][0] == 120
+
+
+def test_tilts_come_back_to_their_scale() -> None:
+    """Orientations of a map stretched along the views by 1.4, brought back without any image."""
+    rotations, frames, one = wandering(2000, seed=3), torch.arange(2000), torch.zeros(2000, dtype=torch.long)
+    assert tilt_excess(rotations, frames, one) == pytest.approx(1.0, abs=0.08)
+    axis, cosine = mean_axis(rotations)
+    assert cosine > 0.5
+    wrong = with_tilts(rotations, axis, 1.4)
+    assert tilt_excess(wrong, frames, one) > 1.25
+    back = at_true_scale(wrong, frames, one, torch.ones(2000, dtype=torch.bool))
+    before, after = (geodesic_distance(found, rotations).median() for found in (wrong, back))
+    assert float(after) < 0.35 * float(before)
+
+
+def test_tilts_are_changed_along_the_axis_and_undone_by_the_inverse() -> None:
+    rotations = wandering()
+    axis, _ = mean_axis(rotations)
+    torch.testing.assert_close(with_tilts(rotations, axis, 1.0), rotations, atol=1e-5, rtol=0)
+    there = with_tilts(rotations, axis, 0.8)
+    eye = torch.eye(3).expand(N, 3, 3)
+    torch.testing.assert_close(there @ there.mT, eye, atol=1e-5, rtol=0)
+    again = with_tilts(there, axis, 1 / 0.8)
+    assert float(geodesic_distance(again, rotations).max()) < 1.0
+
+
+def test_views_of_all_sides_keep_their_scale() -> None:
+    generator = torch.Generator().manual_seed(1)
+    steps = math.radians(25.0) * torch.randn(400, 3, generator=generator)
+    now, found = torch.eye(3), []
+    for vector in steps:
+        now = rotation_from_vector(vector) @ now
+        found.append(now)
+    rotations, frames, one = torch.stack(found), torch.arange(400), torch.zeros(400, dtype=torch.long)
+    assert torch.equal(at_true_scale(rotations, frames, one, torch.ones(400, dtype=torch.bool)), rotations)
+
+
+def test_a_stretch_in_a_wrong_orientation_is_not_foretold() -> None:
+    """Four stretches; the poses of one are all turned alike, so that its images fit only a map that they made."""
+    generator = torch.Generator().manual_seed(5)
+    rotations, frames = wandering(seed=7), torch.arange(N)
+    for first, way in ((75, turn(0, 25, 0)), (150, turn(25, 0, 0)), (225, turn(-25, 0, 0))):
+        rotations[first : first + 75] = rotations[first : first + 75] @ way
+    positions = 4.5 * (2 * torch.rand(16, 3, generator=generator) - 1)
+    heights = torch.full((16, 1), 2 * math.pi * 0.4**2)
+    xy = (positions @ rotations.mT)[..., :2]
+    clean = projected_atoms(xy, heights, torch.tensor(0.4), box_size=44, pixel_size=0.4)
+    stack = ImageStack(clean + 2.0 * clean.std() * torch.randn(clean.shape, generator=generator), 0.4)
+    noise = estimate_noise(stack)
+    still = torch.zeros(N, 2)
+    search = SearchSettings(directions=100)
+    images, grid = prepare(
+        stack, whiten(stack, noise), noise, radius=6.5, shift_spread=0.2, settings=search, centres=still
+    )
+    segments = segments_of(rotations, frames)
+    assert segments.unique().tolist() == [0, 1, 2, 3]
+    wrong = rotations.clone()
+    wrong[225:] = wrong[225:] @ turn(0, 0, 70)
+    right_share = foretold(images, grid, Poses(rotations, still), segments, RefineSettings())
+    wrong_share = foretold(images, grid, Poses(wrong, still), segments, RefineSettings())
+    assert bool(believed(right_share, segments).all())
+    assert believed(wrong_share, segments).tolist() == [True] * 225 + [False] * 75
+    assert float(right_share[0]) == float(right_share[74])
+
+
+def test_one_stretch_is_believed() -> None:
+    one = torch.zeros(5, dtype=torch.long)
+    assert bool(believed(torch.zeros(5), one).all())
