@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from spr.ab_initio import SearchSettings, SearchState, assign, search
 from spr.orientation_search import RingImages
 from spr.ring_sampling import SearchGrid
 
-SearchOnce = Callable[[int, str], SearchState]
+ATOMS_SHARED = "atoms shared, up to rotation and hand"
 _SAMPLE = 250  # images by which starts are compared
 
 
@@ -66,6 +66,7 @@ class Consensus:
 
     best : number of the likeliest start. agrees : (s,) booleans, the starts that found the same as the best.
     reached : as many agree as were asked for. before : starts in another band that did not agree.
+    shared : in words, what the agreement is the fraction of.
     """
 
     starts: tuple[Start, ...]
@@ -74,6 +75,7 @@ class Consensus:
     agrees: Tensor
     reached: bool
     before: int = 0
+    shared: str = ATOMS_SHARED
 
 
 def agree(
@@ -86,22 +88,14 @@ def agree(
     seed: int,
     before: int = 0,
     symmetry: Tensor | None = None,
-    search_once: SearchOnce | None = None,
     observers: Sequence[Observer] = (),
 ) -> Consensus:
     """Start from random maps until enough starts agree with the likeliest.
 
     Two starts that share nothing but the images find the same structure only where the images hold it: so agreement,
     not the likelihood of a single start, is what decides. ``before`` starts were made in another band: the likelihoods
-    of two bands cannot be compared. ``search_once`` searches from one start (seed, name); None: `spr.ab_initio.search`.
+    of two bands cannot be compared.
     """
-    if search_once is None:
-
-        def search_once(own_seed: int, name: str) -> SearchState:
-            return search(
-                images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers
-            )
-
     starts: list[Start] = []
     n = len(images)
     sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=images.centres.device).round().long()
@@ -110,7 +104,7 @@ def agree(
         number = len(starts)
         name = f"search/start-{before + number + 1}"
         own_seed = seed * 1000 + before + number
-        state = search_once(own_seed, name)
+        state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
         found = assign(state, images, grid, search_settings, seed=own_seed, rows=sample)
         starts.append(Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing)))
         for other in range(number):
@@ -125,7 +119,9 @@ def agree(
     return replace(consensus, starts=tuple(starts), before=before)
 
 
-def judge(starts: tuple[Start, ...], agreement: Tensor, settings: ConsensusSettings) -> Consensus:
+def judge(
+    starts: tuple[Start, ...], agreement: Tensor, settings: ConsensusSettings, shared: str = ATOMS_SHARED
+) -> Consensus:
     """Who agrees with the likeliest start.
 
     Where the likeliest agrees with nobody but others do agree, it is still the likeliest that counts: a wrong structure
@@ -134,7 +130,8 @@ def judge(starts: tuple[Start, ...], agreement: Tensor, settings: ConsensusSetti
     best = max(range(len(starts)), key=lambda i: starts[i].log_likelihood)
     agrees = agreement[best] >= settings.same_atoms
     agrees[best] = True
-    return Consensus(starts, agreement.clone(), best, agrees, int(agrees.sum()) >= settings.agreeing)
+    reached = int(agrees.sum()) >= settings.agreeing
+    return Consensus(starts, agreement.clone(), best, agrees, reached, shared=shared)
 
 
 def traced(state: SearchState, grid: SearchGrid, settings: TracingSettings) -> Atoms:

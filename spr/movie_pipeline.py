@@ -19,13 +19,14 @@ from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
 from spr import pipeline
 from spr.ab_initio import SearchState, scheduled
-from spr.consensus import Consensus, ConsensusSettings, agree
+from spr.consensus import Consensus, ConsensusSettings
 from spr.movies import MovieSettings
 from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, RefineSettings, map_of_poses
 from spr.result import Reconstruction, Seen, Stages, conclude
 from spr.ring_sampling import SearchGrid
 from spr.segments import at_true_scale, believed, foretold, segments_of
+from spr.time_consensus import agree_in_time
 from spr.time_search import TimeSettings, assign_in_time, search_in_time
 from spr.time_windows import Window, follow_atoms
 from spr.tumbling import Tumbling, continuous, describe_tumbling
@@ -44,6 +45,7 @@ class MovieRoadSettings(pipeline.Settings):
 
     starts: ConsensusSettings = field(default_factory=lambda: ConsensusSettings(most=3, narrow=0))
     refinement: RefineSettings = field(default_factory=lambda: RefineSettings(finest=1.1))
+    first_steps: int = 12
     pose_search: PoseSearchSettings = field(default_factory=lambda: PoseSearchSettings(reach=0.8))
     movie: MovieSettings = field(default_factory=MovieSettings)
     time: TimeSettings = field(default_factory=TimeSettings)
@@ -91,40 +93,35 @@ def reconstruct_in_time(
     """
     seen = pipeline.look_at(stack, settings)
     rings, grid = pipeline.find_band(seen, settings, wide=True, centres=centres)
-    starts = find_map_in_time(rings, grid, settings, observers)
+    starts, refined = find_map_in_time(seen, rings, grid, frames, settings, observers)
     if not starts.reached:
         return ParticleInTime(conclude(Stages(seen, starts)), frames)
-    best = starts.starts[starts.best]
-    found = run_stage(
-        "search/in-time",
-        lambda: assign_in_time(best.state, rings, grid, settings.search, settings.time, seed=settings.seed),
-        observers,
-    )
-    refined = refine_in_time(seen, rings, grid, frames, best.state.values, found.poses, settings, observers)
     result = pipeline.from_map(seen, starts, refined, settings, observers)
     tumbling, windows = in_time(seen, result, frames, settings, observers)
     return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows)
 
 
 def find_map_in_time(
-    rings: RingImages, grid: SearchGrid, settings: MovieRoadSettings, observers: Sequence[Observer]
-) -> Consensus:
-    """Search from random starts, each over the whole movie, until enough of them agree."""
+    seen: Seen,
+    rings: RingImages,
+    grid: SearchGrid,
+    frames: Tensor,
+    settings: MovieRoadSettings,
+    observers: Sequence[Observer],
+) -> tuple[Consensus, RefinedMap]:
+    """Search from random starts, each over the whole movie, until enough of them agree; the best of them refined."""
     search = scheduled(settings.search, rings, wide=True)
 
-    def once(seed: int, name: str) -> SearchState:
-        return search_in_time(rings, grid, search, settings.time, seed=seed, name=name, observers=observers)
+    def once(number: int, seed: int) -> tuple[SearchState, RefinedMap]:
+        name = f"search/start-{number}"
+        state = search_in_time(rings, grid, search, settings.time, seed=seed, name=name, observers=observers)
+        found = run_stage(
+            f"{name}-in-time", lambda: assign_in_time(state, rings, grid, search, settings.time, seed=seed), observers
+        )
+        watching = under(f"refine/start-{number}", observers)
+        return state, refine_in_time(seen, rings, grid, frames, state.values, found.poses, settings, watching)
 
-    return agree(
-        rings,
-        grid,
-        search,
-        settings.tracing_of_element(),
-        settings.starts,
-        seed=settings.seed,
-        search_once=once,
-        observers=observers,
-    )
+    return agree_in_time(once, settings.starts, seed=settings.seed)
 
 
 def refine_in_time(
@@ -150,7 +147,7 @@ def refine_in_time(
         now = refined.poses
         segments = segments_of(now.rotations, numbers)
         share = run_stage(
-            f"refine/foretold-{turn}", partial(foretold, rings, grid, now, segments, settings.refinement), observers
+            f"foretold-{turn}", partial(foretold, rings, grid, now, segments, settings.refinement), observers
         )
         good = believed(share, segments)
         if int(good.sum()) < pipeline.LEAST_IMAGES:

@@ -56,6 +56,7 @@ class Settings:
     starts : how many of them, and when they agree.
     refinement : of poses against the map.
     tracing : of atoms in the map.
+    first_steps : of the first fit of atoms, before doubtful poses are searched with them.
     pose_search : all poses again, against the atoms.
     atoms : atoms and poses against the images.
     """
@@ -70,12 +71,15 @@ class Settings:
     starts: ConsensusSettings = field(default_factory=ConsensusSettings)
     refinement: RefineSettings = field(default_factory=RefineSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)
+    first_steps: int = 6
     pose_search: PoseSearchSettings = field(default_factory=PoseSearchSettings)
     atoms: RefinementSettings = field(default_factory=RefinementSettings)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out_fraction < 0.5:
             raise InputError(f"the held-out fraction is {self.held_out_fraction}, expected a number between 0 and 0.5")
+        if self.first_steps < 1:
+            raise InputError(f"first_steps is {self.first_steps}, expected at least 1")
         if self.multislice_images < 0:
             raise InputError(f"multislice_images is {self.multislice_images}, expected 0 or more")
         point_group(self.symmetry)
@@ -286,7 +290,7 @@ def fit_atoms(
     """A first model, from the images whose poses are right for sure."""
     good = certain(refined)
     stack, _, noise = seen.part(seen.fitted[good])
-    few = replace(settings.atoms, max_steps=min(settings.atoms.max_steps, 6))
+    few = replace(settings.atoms, max_steps=min(settings.atoms.max_steps, settings.first_steps))
     return refine_atoms_against_images(
         stack, noise, atoms, refined.poses[good], few, observers=observers, name="atoms/first"
     )

@@ -306,7 +306,7 @@ def starts_section(starts: Consensus | None) -> Starts | None:
     return Starts(
         torch.tensor([start.log_likelihood for start in starts.starts]),
         agreement=starts.agreement,
-        agreement_name="atoms shared, up to rotation and hand",
+        agreement_name=starts.shared,
         agrees=starts.agrees,
     )
 

@@ -15,6 +15,7 @@ from common.scattering import projected_atoms
 from spr.ab_initio import SearchSettings, prepare
 from spr.refinement import RefineSettings
 from spr.segments import at_true_scale, believed, foretold, mean_axis, segments_of, tilt_excess, with_tilts
+from spr.time_consensus import shared_orientations
 
 N = 300
 
@@ -111,3 +112,12 @@ def test_a_stretch_in_a_wrong_orientation_is_not_foretold() -> None:
 def test_one_stretch_is_believed() -> None:
     one = torch.zeros(5, dtype=torch.long)
     assert bool(believed(torch.zeros(5), one).all())
+
+
+def test_starts_share_the_orientations_that_one_rotation_brings_together() -> None:
+    rotations = wandering()
+    mirror = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
+    other = mirror @ rotations @ turn(30, -50, 10)
+    assert shared_orientations(rotations, other) == pytest.approx(1.0)
+    other[: N // 3] = other[: N // 3] @ turn(0, 60, 0)
+    assert shared_orientations(rotations, other) == pytest.approx(2 / 3, abs=0.01)

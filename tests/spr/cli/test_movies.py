@@ -50,7 +50,7 @@ def test_whole_road_of_a_movie(movie: Path, tmp_path: Path, capsys: pytest.Captu
     given = ["movie", str(movie), "--out", str(out), "--dose", "60", "--element", "Pt", "--search.directions", "60"]
     hasty = ["--search.iterations", "2", "--starts.most", "2", "--time.candidates", "300"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spr.consensus.shared_atoms", _interrupted)
+        patch.setattr("spr.time_consensus.shared_orientations", _interrupted)
         assert main([*given, *hasty]) == 130
     assert "To go on from here: spr movie" in capsys.readouterr().err
     assert main([*given, *hasty]) == 0
