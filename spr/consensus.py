@@ -13,7 +13,7 @@ from common.atoms.comparison import same_structure
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.data import InputError, Poses, Volume
 from common.iteration import Observer
-from spr.ab_initio import SearchSettings, SearchState, assign, search
+from spr.ab_initio import SearchSettings, SearchState, assign, search, volume_of
 from spr.orientation_search import RingImages
 from spr.ring_sampling import SearchGrid
 
@@ -106,7 +106,9 @@ def agree(
         own_seed = seed * 1000 + before + number
         state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
         found = assign(state, images, grid, search_settings, seed=own_seed, rows=sample)
-        starts.append(Start(state, found.poses, float(found.log_likelihood.mean()), traced(state, grid, tracing)))
+        starts.append(
+            Start(state, found.poses, float(found.log_likelihood.mean()), traced(volume_of(state, grid), tracing))
+        )
         for other in range(number):
             shared = shared_atoms(starts[other].atoms, starts[number].atoms)
             agreement[other, number] = agreement[number, other] = shared
@@ -134,10 +136,10 @@ def judge(
     return Consensus(starts, agreement.clone(), best, agrees, reached, shared=shared)
 
 
-def traced(state: SearchState, grid: SearchGrid, settings: TracingSettings) -> Atoms:
+def traced(volume: Volume, settings: TracingSettings) -> Atoms:
     """The atoms of a start's map; none where there are none to be found."""
     try:
-        return find_atoms(Volume(state.values.cpu(), grid.voxel_size), settings).atoms
+        return find_atoms(Volume(volume.values.cpu(), volume.voxel_size), settings).atoms
     except InputError:
         return Atoms()
 

@@ -121,7 +121,7 @@ def find_map_in_time(
         watching = under(f"refine/start-{number}", observers)
         return state, refine_in_time(seen, rings, grid, frames, state.values, found.poses, settings, watching)
 
-    return agree_in_time(once, settings.starts, seed=settings.seed)
+    return agree_in_time(once, settings.tracing_of_element(), settings.starts, seed=settings.seed)
 
 
 def refine_in_time(

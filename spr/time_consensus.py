@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ase import Atoms
 from torch import Tensor
 
+from common.atoms.tracing import TracingSettings
 from common.rotations import geodesic_distance
 from spr.ab_initio import SearchState
-from spr.consensus import Consensus, ConsensusSettings, Start, judge
+from spr.consensus import Consensus, ConsensusSettings, Start, judge, shared_atoms, traced
 from spr.refinement import RefinedMap
 
 _SAME = 10.0  # degrees, within which two orientations are taken to be the same
@@ -19,15 +19,18 @@ _TRIED = 150  # frames whose relative orientation is tried for all
 OneStart = Callable[[int, int], tuple[SearchState, RefinedMap]]
 
 
-def agree_in_time(once: OneStart, settings: ConsensusSettings, *, seed: int) -> tuple[Consensus, RefinedMap]:
+def agree_in_time(
+    once: OneStart, tracing: TracingSettings, settings: ConsensusSettings, *, seed: int
+) -> tuple[Consensus, RefinedMap]:
     """Start from random maps until enough starts agree with the one that explains the movie best.
 
     Maps of one movie may differ in extent and in a stretch of time and still be of one structure, so that orientations
-    are compared, not atoms.
+    are compared; of a particle that nearly maps onto itself orientations may differ and atoms be the same. Either tells.
 
     Parameters
     ----------
     once : number of the start (from 1) and its seed -> the end of its search, and its poses and map refined.
+    tracing : of the atoms that are compared.
 
     Returns
     -------
@@ -40,17 +43,18 @@ def agree_in_time(once: OneStart, settings: ConsensusSettings, *, seed: int) -> 
     while True:
         number = len(starts)
         state, found = once(number + 1, seed * 1000 + number)
-        starts.append(Start(state, found.poses, float(found.gain.mean()), Atoms()))
+        starts.append(Start(state, found.poses, float(found.gain.mean()), traced(found.volume, tracing)))
         refined.append(found)
         for other in range(number):
-            shared = shared_orientations(refined[other].poses.rotations, found.poses.rotations)
+            alike = shared_orientations(refined[other].poses.rotations, found.poses.rotations)
+            shared = max(alike, shared_atoms(starts[other].atoms, starts[number].atoms))
             agreement[other, number] = agreement[number, other] = shared
         consensus = judge(tuple(starts), agreement[: number + 1, : number + 1], settings, _SHARED)
         if consensus.reached or len(starts) == settings.most:
             return consensus, refined[consensus.best]
 
 
-_SHARED = "frames in the same orientation, up to one rotation and hand"
+_SHARED = "orientations or atoms shared, whichever are more, up to rotation and hand"
 
 
 def shared_orientations(a: Tensor, b: Tensor) -> float:
