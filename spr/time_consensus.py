@@ -25,7 +25,7 @@ def agree_in_time(
     """Start from random maps until enough starts agree with the one that explains the movie best.
 
     Maps of one movie may differ in extent and in a stretch of time and still be of one structure, so that orientations
-    are compared; of a particle that nearly maps onto itself orientations may differ and atoms be the same. Either tells.
+    are compared; of a particle that nearly maps onto itself they may differ and the atoms be the same. Either will do.
 
     Parameters
     ----------

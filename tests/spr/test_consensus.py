@@ -9,7 +9,7 @@ from ase import Atoms
 from common.atoms.tracing import TracingSettings
 from common.data import InputError, Poses
 from common.rotations import random_rotations
-from spr.ab_initio import SearchState
+from spr.ab_initio import SearchState, volume_of
 from spr.consensus import ConsensusSettings, Start, judge, shared_atoms, traced
 from spr.ring_sampling import SearchGrid
 
@@ -119,10 +119,10 @@ def test_traced_finds_the_atoms_of_a_map_and_none_in_an_empty_one() -> None:
     def state_of(values: torch.Tensor) -> SearchState:
         return SearchState(3, True, values, torch.zeros(2, 2), 0.0, 1.0)
 
-    found = traced(state_of(values), grid, TracingSettings(element="Au"))
+    found = traced(volume_of(state_of(values), grid), TracingSettings(element="Au"))
     assert len(found) == 13
     assert shared_atoms(found, atoms) == 1.0
-    assert len(traced(state_of(torch.zeros(box, box, box)), grid, TracingSettings(element="Au"))) == 0
+    assert len(traced(volume_of(state_of(torch.zeros(box, box, box)), grid), TracingSettings(element="Au"))) == 0
 
 
 def test_settings_out_of_range_are_refused() -> None:
