@@ -28,6 +28,12 @@ class FSC:
         """Where the curve first falls below a threshold, angstrom; see :func:`resolution_at`."""
         return resolution_at(self, threshold)
 
+    def table(self) -> list[tuple[object, ...]]:
+        """Rows to write: names, then frequency (1/angstrom), correlation and number of coefficients of each shell."""
+        columns = zip(self.frequencies.tolist(), self.correlation.tolist(), self.counts.tolist(), strict=True)
+        rows = [(f"{frequency:.6f}", f"{value:.6f}", int(count)) for frequency, value, count in columns]
+        return [("frequency_per_angstrom", "correlation", "coefficients"), *rows]
+
 
 def resolution_at(fsc: FSC, threshold: float = 0.143) -> float:
     """The resolution of the first crossing, angstrom, interpolated linearly between shells.

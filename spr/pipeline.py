@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from common.atoms.analysis import AnalysisSettings
 from common.atoms.atom_count import add_and_remove_atoms
 from common.atoms.fisher import fisher
 from common.atoms.model import AtomicModel
@@ -59,6 +60,7 @@ class Settings:
     first_steps : of the first fit of atoms, before doubtful poses are searched with them.
     pose_search : all poses again, against the atoms.
     atoms : atoms and poses against the images.
+    analysis : of the structure that the atoms make.
     """
 
     element: str = "X"
@@ -74,6 +76,7 @@ class Settings:
     first_steps: int = 6
     pose_search: PoseSearchSettings = field(default_factory=PoseSearchSettings)
     atoms: RefinementSettings = field(default_factory=RefinementSettings)
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out_fraction < 0.5:
@@ -128,7 +131,8 @@ def from_map(
     left_out = score_left_out(seen, model, None if broken else found, settings, observers)
     maps = final_maps(seen, refined, model)
     checked = compare_with_multislice(seen, model, settings, observers)
-    return conclude(Stages(seen, starts, refined, traced, model, left_out, maps, checked, broken))
+    stages = Stages(seen, starts, refined, traced, model, left_out, maps, checked, broken)
+    return conclude(stages, analysis=settings.analysis)
 
 
 def find_volume(stack: ImageStack, settings: Settings, *, observers: Sequence[Observer] = ()) -> Reconstruction:
@@ -158,7 +162,7 @@ def refine_atoms(
         seen.stack, seen.noise, atoms, poses, settings.atoms, observers=observers, name="atoms/first"
     )
     model, broken = settle_symmetry(seen, finish(seen, rough, settings, observers)[0], settings, observers)
-    return conclude(Stages(seen, model=model, broken=broken))
+    return conclude(Stages(seen, model=model, broken=broken), analysis=settings.analysis)
 
 
 def look_at(stack: ImageStack, settings: Settings, *, hold_out: bool = True) -> Seen:

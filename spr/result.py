@@ -9,6 +9,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from common.atoms.analysis import AnalysisSettings, Findings, analyse_if_enough
 from common.atoms.geometry import nearest_neighbour_distances
 from common.atoms.model import AtomicModel
 from common.atoms.symmetry_breaking import Broken
@@ -89,7 +90,7 @@ class Reconstruction:
     volume, half1, half2, mask, fsc : maps and the agreement of independent halves.
     atoms : arrays "peak_height", "b_factor" (angstrom^2), "position_sigma" (angstrom).
     poses : of all images in the order of the input. image_columns : RELION column -> (n,) numbers.
-    model : everything that was refined.
+    model : everything that was refined. findings : what the atoms are arranged in.
     multislice : the final atoms through multislice. starts, examples, scores : for the report.
     """
 
@@ -110,12 +111,14 @@ class Reconstruction:
     examples: ImageExamples | None = None
     scores: ImageScores | None = None
     multislice: MultisliceCheck | None = None
+    findings: Findings | None = None
 
 
-def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
+def conclude(stages: Stages, *, poses: Poses | None = None, analysis: AnalysisSettings | None = None) -> Reconstruction:
     """Say what was found, how sure that is, and what speaks against it.
 
     poses : of all images, where no model of atoms holds them; a map is made from them unless there is one.
+    analysis : how the structure of the atoms is measured.
     """
     warnings, metrics = list(stages.seen.warnings), {"images": float(len(stages.seen.stack))}
     starts = stages.starts
@@ -155,6 +158,9 @@ def conclude(stages: Stages, *, poses: Poses | None = None) -> Reconstruction:
         )
     if stages.model is not None:
         result = with_images(result, stages.seen, stages.model, stages.left_out)
+        atoms, findings = analyse_if_enough(stages.model.to_ase(), analysis)
+        metrics |= {} if findings is None else findings.metrics()
+        result = replace(result, atoms=atoms, findings=findings)
     if poses is not None:
         result = replace(result, poses=poses)
     shown = result.poses
@@ -291,7 +297,6 @@ def with_images(result: Reconstruction, seen: Seen, model: AtomicModel, left_out
     unexplained = unexplained_images(gain, placed(model.weights, other.weights)).cpu()
     return replace(
         result,
-        atoms=model.to_ase(),
         poses=poses,
         image_columns=columns,
         model=model,

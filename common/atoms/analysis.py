@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,16 @@ from common.atoms.grain_pieces import GrainSettings
 from common.atoms.grains import Grains, find_grains
 from common.atoms.local_structure import LocalStructure, local_structure
 from common.atoms.strain import COMPONENTS, Strain, measure_strain
+from common.data import InputError
 
 COLUMNS = (
     "coordination", "bond_length", "q4", "q6", "w4", "w6", "structure", "structure_misfit", "grain", "surface",
     "displacement", "strain", "strain_sigma", "principal_strain", "principal_directions", "lattice_rotation",
 )  # fmt: skip
 """Per-atom arrays that `analyse` adds: the names to write."""
+
+FEWEST = 13
+"""Atoms, from which there is something to analyse: one and its twelve neighbours."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,18 @@ class AnalysisSettings:
     grain_angle: float = 4.0
     strain_kernel: float = 5.5
     pair_reach: float = 12.0
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("tolerance", self.tolerance, 0.0, 0.5),
+            ("smallest_grain", self.smallest_grain, 3.0, math.inf),
+            ("grain_angle", self.grain_angle, 0.0, 15.0),
+            ("strain_kernel", self.strain_kernel, 0.0, math.inf),
+            ("pair_reach", self.pair_reach, 0.0, math.inf),
+        )
+        for name, value, low, high in limits:
+            if not low < value <= high or value == math.inf:
+                raise InputError(f"analysis: {name} is {value}, expected a number above {low:g}, at most {high:g}")
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,76 @@ class Findings:
         ordered = sorted(found, key=lambda name: (name == OTHER, -found[name]))
         return {name: found[name] for name in ordered} | {"surface": int(self.surface.sum())}
 
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the record of a run, under their names."""
+        kinds = [plane.kind for plane in self.planes]
+        return {
+            "grains": float(len(self.grains.lattices)),
+            "twin_planes": float(sum("twin" in kind for kind in kinds)),
+            "stacking_faults": float(sum("fault" in kind for kind in kinds)),
+            "vacancies": float(len(self.vacancies.positions)),
+        }
+
+    def record(self) -> dict[str, object]:
+        """All that is not a column of the atoms, as JSON holds it; atoms and grains counted from 1, unknown: null."""
+        each = enumerate(self.grains.lattices)
+        rms = zip(COMPONENTS, self.strain_rms().tolist(), strict=True)
+        holes = self.vacancies
+        around = zip(holes.positions.tolist(), holes.grains.tolist(), holes.neighbours.tolist(), strict=True)
+        return {
+            "neighbour_cutoff_angstrom": self.cutoff,
+            "atoms_by_local_structure": self.counts(),
+            "grains": [
+                {
+                    "grain": k + 1,
+                    "structure": lattice.structure,
+                    "atoms": len(self.grains.members(k)),
+                    "lattice_constants_angstrom": _known(lattice.constants),
+                    "lattice_constant_sigmas_angstrom": _known(lattice.constant_sigmas),
+                    "rms_from_lattice_angstrom": float(lattice.rms),
+                }
+                for k, lattice in each
+            ],
+            "boundaries": [
+                {
+                    "grains": [int(g) + 1 for g in b.grains],
+                    "kind": b.kind,
+                    "misorientation_degrees": float(b.angle),
+                    "axis": _known(b.axis),
+                    "bonds_across": int(b.bonds),
+                }
+                for b in self.boundaries
+            ],
+            "planes": [
+                {
+                    "kind": p.kind,
+                    "atoms": [int(a) + 1 for a in p.atoms],
+                    "normal": _known(p.normal),
+                    "centre_angstrom": _known(p.centre),
+                }
+                for p in self.planes
+            ],
+            "vacancies": [
+                {"position_angstrom": place, "grain": int(grain) + 1, "neighbours": int(count)}
+                for place, grain, count in around
+            ],
+            "strain_rms": {name: value if math.isfinite(value) else None for name, value in rms},
+        }
+
     def strain_rms(self) -> Floats:
         """(6,) root mean square of xx, yy, zz, yz, xz, xy over the atoms of grains; NaN without any."""
         values = self.strain.components()
         known = np.isfinite(values).all(1)
         return np.sqrt((values[known] ** 2).mean(0)) if known.any() else np.full(len(COMPONENTS), np.nan)
+
+
+def _known(values: Floats) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in np.asarray(values).ravel()]
+
+
+def analyse_if_enough(atoms: Atoms, settings: AnalysisSettings | None = None) -> tuple[Atoms, Findings | None]:
+    """`analyse`, or the atoms as they are where they are fewer than `FEWEST`."""
+    return (atoms, None) if len(atoms) < FEWEST else analyse(atoms, settings)
 
 
 def analyse(atoms: Atoms, settings: AnalysisSettings | None = None) -> tuple[Atoms, Findings]:

@@ -65,6 +65,11 @@ class PairDistribution:
     distances: Floats
     values: Floats
 
+    def table(self) -> list[tuple[object, ...]]:
+        """Rows to write: names, then distance (angstrom) and g(r) of each bin."""
+        rows = [(f"{r:.4f}", f"{g:.6f}") for r, g in zip(self.distances, self.values, strict=True)]
+        return [("distance_angstrom", "g"), *rows]
+
 
 def pair_distribution(atoms: Atoms, *, bin_width: float = 0.05, longest: float = 12.0) -> PairDistribution:
     """Pair distribution function g(r) of a particle, normalised for its size and shape.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import ase
@@ -15,24 +16,25 @@ from numpy.typing import NDArray
 from common.data import InputError
 from common.io.files import atomic_write, require_file
 
-PER_ATOM = ("peak_height", "b_factor", "position_sigma", "occupancy")
+PER_ATOM = ("peak_height", "b_factor", "position_sigma", "position_bound", "occupancy")
 _CELL_MARGIN = 10.0
 
 
-def write_xyz(path: str | os.PathLike[str], atoms: ase.Atoms) -> None:
+def write_xyz(path: str | os.PathLike[str], atoms: ase.Atoms, *, also: Sequence[str] = ()) -> None:
     """Write atoms as extended XYZ, whole or not at all.
 
     Parameters
     ----------
     atoms : positions in angstrom; the per-atom arrays "peak_height", "b_factor" (angstrom^2), "position_sigma"
-        (angstrom, one or three per atom) and "occupancy" are written where they are present.
+        and "position_bound" (angstrom, one or three per atom) and "occupancy" are written where they are present.
+    also : names of further arrays to write where they are present.
 
     Raises
     ------
     InputError : no atoms, positions that are not finite, or a folder that cannot be written.
     """
     _check_atoms(str(path), atoms)
-    columns = ["symbols", "positions", *(name for name in PER_ATOM if atoms.has(name))]
+    columns = ["symbols", "positions", *(name for name in (*PER_ATOM, *also) if atoms.has(name))]
     with atomic_write(path, "w") as file:
         ase.io.write(file, atoms, format="extxyz", columns=columns, write_info=False)
 

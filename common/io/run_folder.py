@@ -37,6 +37,8 @@ OUTPUTS = (
     "frc.csv",
     "atoms.xyz",
     "atoms.cif",
+    "structure.json",
+    "pair_distribution.csv",
     "particles.star",
     "aligned.mrc",
     "aligned.tlt",

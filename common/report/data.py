@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from common.atoms.analysis import Findings
 from common.data import Optics
 
 Outcome = Literal["determined", "doubtful", "not determined"]
@@ -319,6 +320,7 @@ class ReportData:
     settings, versions : name and value; nested mappings are shown with dotted names.
     rotations : (n, 3, 3) poses of the images, ``view = R @ specimen``.
     seconds : CPU seconds by stage.
+    findings : what the atoms are arranged in.
     """
 
     title: str
@@ -344,6 +346,7 @@ class ReportData:
     classes: ClassAverages | None = None
     structures: Structures | None = None
     movie: Filmed | None = None
+    findings: Findings | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:

@@ -25,6 +25,7 @@ from common.report.sections import (
     show_volume,
     text,
 )
+from common.report.structure_section import show_structure
 from common.report.structures_section import show_structures
 
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -79,6 +80,7 @@ def _body(data: ReportData) -> list[tuple[str, str, str]]:
         ("structures", "Structures", show_structures(data.structures) if data.structures else ""),
         ("inputs", "What went in", show_inputs(data.inputs) if data.inputs else ""),
         ("atoms", "Atoms", show_atoms(data.atoms) if data.atoms else ""),
+        ("structure", "Structure", _structure(data)),
         ("starts", "Starts", show_starts(data.starts) if data.starts else ""),
         ("resolution", "Resolution and directions", show_resolution(data.fsc, data.rotations)),
         ("volume", "Volume", show_volume(data.volume) if data.volume else ""),
@@ -90,6 +92,12 @@ def _body(data: ReportData) -> list[tuple[str, str, str]]:
         ("run", "Settings", show_run(data)),
     ]
     return [part for part in parts if part[2]]
+
+
+def _structure(data: ReportData) -> str:
+    if data.atoms is None or data.findings is None:
+        return ""
+    return show_structure(data.atoms.positions.detach().cpu().numpy(), data.findings)
 
 
 def render_report(data: ReportData) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,8 @@ import torch
 
 from common.cli.program import Parser
 from common.data import InputError, Poses
-from common.io import ParticleFile, atomic_write, write_images, write_particles_star
+from common.io import ParticleFile, write_images, write_particles_star
+from common.io.files import write_csv
 from common.io.run_folder import RunFolder
 from common.iteration import Observer
 from common.report import ClassAverages, write_report
@@ -91,13 +90,6 @@ def write_classes(
     )
 
 
-def _write_rows(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    with atomic_write(path, "w") as file:
-        file.write(text.getvalue())
-
-
 def _write_table(path: Path, table: ClassTable) -> None:
     names = ("class", "images", "nats_per_image", "ring_correlation", "resolution_angstrom", "rejected")
     columns = (table.images, table.nats, table.correlation, table.resolution, table.rejected)
@@ -105,7 +97,7 @@ def _write_table(path: Path, table: ClassTable) -> None:
     body = [
         (k, n, f"{nats:.3f}", f"{c:.4f}", f"{r:.3f}", int(bad)) for k, (n, nats, c, r, bad) in enumerate(rows, start=1)
     ]
-    _write_rows(path, [names, *body])
+    write_csv(path, [names, *body])
 
 
 def _write_frc(path: Path, frc: RingCorrelation) -> None:
@@ -115,4 +107,4 @@ def _write_frc(path: Path, frc: RingCorrelation) -> None:
     for k, curve in enumerate(frc.correlation.tolist(), start=1):
         for frequency, value, count in zip(frequencies, curve, counts, strict=True):
             rows.append((k, f"{frequency:.6f}", f"{value:.6f}", f"{count:.1f}"))
-    _write_rows(path, rows)
+    write_csv(path, rows)

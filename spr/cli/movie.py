@@ -23,7 +23,8 @@ from common.io.movie import Movie
 from common.io.run_folder import RunFolder
 from common.iteration import run_stage
 from common.parallel import processes
-from common.report import Filmed, FilmedParticle, InputFile, Inputs, ReportData, write_report
+from common.report import Filmed, FilmedParticle, Inputs, ReportData, write_report
+from common.report.results import input_files
 from common.rotations import geodesic_distance, matrix_to_euler
 from spr.background import without_graphene
 from spr.cli.movie_tables import background_text, motion_table, optics_of, tracks_table, write_frames, write_text
@@ -204,7 +205,7 @@ def _finish(
         command=shlex.join(["spr", *sys.argv[1:]]),
         date=time.strftime("%Y-%m-%d"),
         inputs=Inputs(
-            tuple(InputFile(str(name), digest) for name, digest in record["inputs"].items()),
+            input_files(record["inputs"]),
             len(movie),
             max(movie.frame_shape),
             movie.pixel_size,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 import sys
 import time
@@ -15,31 +13,23 @@ import ase
 import torch
 from torch import Tensor
 
+from common.atoms.analysis import Findings
 from common.data import Poses, Volume
-from common.io import (
-    ParticleFile,
-    atomic_write,
-    write_cif,
-    write_particles_star,
-    write_volume,
-    write_xyz,
-)
+from common.io import ParticleFile, write_particles_star
+from common.io.files import write_csv
 from common.io.metrics import read_metrics
 from common.io.run_folder import RunFolder
 from common.report import (
-    AtomSites,
-    FourierShellCorrelation,
     ImageExamples,
     ImageScores,
-    InputFile,
     Inputs,
-    Map,
     Metric,
     MultisliceScores,
     ReportData,
     Starts,
     write_report,
 )
+from common.report.results import atom_sites, fsc_curve, input_files, shown_map, write_atoms, write_maps
 from common.resolution import FSC
 from spr.multislice_check import MultisliceCheck
 
@@ -53,7 +43,7 @@ class Result(Protocol):
     metrics : name (with its unit) -> number.
     atoms : per-atom arrays "peak_height", "b_factor" (angstrom^2), "position_sigma" (angstrom).
     image_columns : RELION column name -> (n,) numbers, in the order of the input.
-    starts, examples, scores, multislice : sections of the report.
+    starts, examples, scores, multislice, findings : sections of the report.
     """
 
     @property
@@ -88,6 +78,8 @@ class Result(Protocol):
     def scores(self) -> ImageScores | None: ...
     @property
     def multislice(self) -> MultisliceCheck | None: ...
+    @property
+    def findings(self) -> Findings | None: ...
 
 
 def write_outputs(
@@ -110,14 +102,9 @@ def write_outputs(
     InputError : the disk is full or the folder not writable.
     """
     maps = {"volume": result.volume, "half1": result.half1, "half2": result.half2, "mask": result.mask}
-    for name, volume in maps.items():
-        if volume is not None:
-            write_volume(folder.file(f"{name}.mrc"), Volume(volume.values.cpu(), volume.voxel_size))
-    if result.fsc is not None:
-        write_fsc(folder.file("fsc.csv"), result.fsc)
+    write_maps(folder.path, maps, result.fsc)
     if result.atoms is not None:
-        write_xyz(folder.file("atoms.xyz"), result.atoms)
-        write_cif(folder.file("atoms.cif"), result.atoms)
+        write_atoms(folder.path, result.atoms, result.findings)
     if result.poses is not None:
         poses = Poses(result.poses.rotations.cpu(), result.poses.shifts.cpu())
         columns = {name: values.cpu() for name, values in result.image_columns.items()}
@@ -136,17 +123,6 @@ def write_outputs(
     )
 
 
-def write_fsc(path: Path, fsc: FSC) -> None:
-    """Write a Fourier shell correlation as CSV: frequency (1/angstrom), correlation, number of coefficients."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("frequency_per_angstrom", "correlation", "coefficients"))
-    for frequency, correlation, count in zip(fsc.frequencies, fsc.correlation, fsc.counts, strict=True):
-        writer.writerow((f"{float(frequency):.6f}", f"{float(correlation):.6f}", int(count)))
-    with atomic_write(path, "w") as file:
-        file.write(text.getvalue())
-
-
 def report_data(
     folder: RunFolder,
     particles: ParticleFile,
@@ -157,10 +133,6 @@ def report_data(
 ) -> ReportData:
     """What the report of a run shows."""
     record, stack = folder.record, particles.stack
-    fsc, volume = result.fsc, result.volume
-    curve = None
-    if fsc is not None:
-        curve = FourierShellCorrelation(fsc.frequencies.cpu(), {"half maps": fsc.correlation.cpu()}, fsc.resolution())
     optics = None if stack.optics is None else stack.optics.to("cpu")
     return ReportData(
         title=particles.files[0].name,
@@ -171,7 +143,7 @@ def report_data(
         command=shlex.join(["spr", *sys.argv[1:]]),
         date=time.strftime("%Y-%m-%d"),
         inputs=Inputs(
-            tuple(InputFile(str(name), digest) for name, digest in record["inputs"].items()),
+            input_files(record["inputs"]),
             len(stack),
             stack.box_size,
             stack.pixel_size,
@@ -180,31 +152,16 @@ def report_data(
         settings=record["settings"],
         versions=record["versions"],
         seconds=seconds,
-        fsc=curve,
+        fsc=fsc_curve(result.fsc),
         rotations=None if result.poses is None else result.poses.rotations.cpu(),
         starts=result.starts,
         metrics=_metrics(folder.file("metrics.csv")),
-        volume=None if volume is None else Map(volume.values.cpu(), volume.voxel_size),
+        volume=shown_map(result.volume),
         examples=result.examples,
         scores=result.scores,
         multislice=None if result.multislice is None else multislice_scores(result.multislice),
-        atoms=None if result.atoms is None else atom_sites(result.atoms),
-    )
-
-
-def atom_sites(atoms: ase.Atoms) -> AtomSites:
-    """Atoms as the report shows them."""
-
-    def column(name: str) -> Tensor | None:
-        return torch.as_tensor(atoms.arrays[name]) if name in atoms.arrays else None
-
-    return AtomSites(
-        positions=torch.as_tensor(atoms.positions),
-        symbols=tuple(atoms.get_chemical_symbols()),
-        heights=column("peak_height"),
-        b_factors=column("b_factor"),
-        sigmas=column("position_sigma"),
-        bounds=column("position_bound"),
+        atoms=atom_sites(result.atoms),
+        findings=result.findings,
     )
 
 
@@ -217,14 +174,12 @@ def multislice_scores(checked: MultisliceCheck) -> MultisliceScores:
 
 def write_multislice(path: Path, checked: MultisliceCheck) -> None:
     """Write the correlations of the multislice check as CSV, one row for each image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "measured_and_model", "measured_and_multislice", "multislice_and_model"))
     columns = (checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between)
-    for number, *values in zip(*(column.tolist() for column in columns), strict=True):
-        writer.writerow((int(number), *(f"{value:.4f}" for value in values)))
-    with atomic_write(path, "w") as file:
-        file.write(text.getvalue())
+    rows = [
+        (int(number), *(f"{value:.4f}" for value in values))
+        for number, *values in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    write_csv(path, [("image", "measured_and_model", "measured_and_multislice", "multislice_and_model"), *rows])
 
 
 def _metrics(path: Path) -> tuple[Metric, ...]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from common.io import ParticleFile, atomic_write, write_particles_star
+from common.io import ParticleFile, write_particles_star
+from common.io.files import write_csv
 from common.io.relion import particle_tables
 from common.io.run_folder import RunFolder
 from common.io.star import StarFile, StarTable
@@ -51,7 +49,7 @@ def write_structures(
     if whole.poses is not None:
         columns = {name: values.cpu() for name, values in whole.image_columns.items()}
         write_particles_star(folder.file("particles.star"), particles, whole.poses, columns)
-    _write_rows(folder.file("differences.csv"), differences_table(result.differences))
+    write_csv(folder.file("differences.csv"), differences_table(result.differences))
     warnings = tuple(dict.fromkeys((*folder.record["warnings"], *extra_warnings, *whole.warnings)))
     data = report_data(folder, particles, whole, warnings=warnings, seconds=seconds)
     data = replace(data, structures=structures_of(result), rotations=None)
@@ -116,10 +114,3 @@ def differences_table(compared: Sequence[Differences]) -> list[Sequence[object]]
                 (one.first, one.second, row.atom_first or "", row.atom_second or "", distance, sigmas, *shown, row.what)
             )
     return table
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    with atomic_write(path, "w") as file:
-        file.write(text.getvalue())
