@@ -314,7 +314,7 @@ def class_result(
     refined = pipeline.refine_from(first, poses, part, rings, grid, settings, observers)
     left_out = pipeline.score_left_out(part, done, found, settings, observers) if len(part.left_out) else None
     maps = final_maps(part, refined, done)
-    return conclude(Stages(part, None, refined, None, done, left_out, maps))
+    return conclude(Stages(part, None, refined, None, done, left_out, maps), analysis=settings.analysis)
 
 
 def together(

@@ -57,7 +57,9 @@ class AnalysisSettings:
         )
         for name, value, low, high in limits:
             if not low < value <= high or value == math.inf:
-                raise InputError(f"analysis: {name} is {value}, expected a number above {low:g}, at most {high:g}")
+                raise InputError(
+                    f"the {name.replace('_', ' ')} is {value}, expected a number above {low:g}, at most {high:g}"
+                )
 
 
 @dataclass(frozen=True)

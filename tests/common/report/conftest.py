@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from ase import Atoms
 
+from common.atoms.analysis import analyse
 from common.data import Optics
 from common.report import (
     AtomSites,
@@ -79,6 +81,7 @@ def full_report() -> ReportData:
         scores=ImageScores(scores, torch.arange(N_IMAGES) % 20 == 0, torch.arange(N_IMAGES) % 40 < 2),
         multislice=MultisliceScores(torch.tensor([3, 9]), *torch.rand(3, 2, generator=generator), b_factor=0.8),
         atoms=atoms,
+        findings=analyse(Atoms(f"Au{N_ATOMS}", positions=positions.numpy()))[1],
         classes=ClassAverages(
             images[:3], PIXEL, torch.tensor([70, 20, 1]), torch.tensor([0.9, 0.5, float("nan")]),
             torch.tensor([1.1, float("inf"), float("nan")]), torch.tensor([False, True, False]),

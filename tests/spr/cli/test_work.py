@@ -59,6 +59,7 @@ class Found:
     examples: None = None
     scores: None = None
     multislice: None = None
+    findings: None = None
 
     @property
     def half1(self) -> Volume:
