@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
 from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, for_reconstruction, preprocess
 from aet_tilt.reconstruction.methods import ReconstructionSettings, choose_method, find_support, reconstruct_values
 from aet_tilt.reconstruction.problem import make_problem
+from common.atoms.analysis import AnalysisSettings, Findings, analyse_if_enough
 from common.atoms.peaks import PeakSettings, find_peaks
 from common.atoms.species import Species, assign_species
 from common.atoms.spot_count import SpotCountSettings, settle_count
@@ -42,6 +43,7 @@ class Settings:
     tracing : of atoms in the volume.
     count : when an atom is real.
     atoms : atoms and poses against the counts.
+    analysis : of the structure that the atoms make.
     """
 
     elements: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class Settings:
     tracing: PeakSettings = field(default_factory=PeakSettings)
     count: SpotCountSettings = field(default_factory=SpotCountSettings)
     atoms: SpotSettings = field(default_factory=SpotSettings)
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
 
     def __post_init__(self) -> None:
         if self.held_out_every < 3:
@@ -74,8 +77,20 @@ class Maps:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """model : atoms and poses from all images. left_out : how well images left out are predicted without them."""
+
+    model: SpotModel
+    left_out: Prediction
+
+
+@dataclass(frozen=True)
 class Reconstruction:
-    """What a run made; what it did not come to is None. metrics : name with unit -> number."""
+    """What a run made; what it did not come to is None. metrics : name with unit -> number.
+
+    stack : the images as they were fitted. poses : of these. atoms : with all that is known of each.
+    findings : what the atoms are arranged in.
+    """
 
     stack: ImageStack
     poses: Poses
@@ -84,12 +99,19 @@ class Reconstruction:
     metrics: Mapping[str, float] = field(default_factory=dict)
     maps: Maps | None = None
     model: SpotModel | None = None
-    species: Species | None = None
     left_out: Prediction | None = None
+    atoms: Atoms | None = None
+    species: Species | None = None
+    findings: Findings | None = None
 
     @property
-    def atoms(self) -> Atoms | None:
-        return None if self.model is None else self.model.atoms
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        if self.atoms is not None:
+            return f"{len(self.atoms)} atoms ({self.atoms.get_chemical_formula()}) found."
+        if self.maps is not None:
+            return "A volume; no atoms were sought."
+        return "Aligned images; no volume was made."
 
 
 def reconstruct(
@@ -116,8 +138,53 @@ def reconstruct(
     aligned = align_images(clean, settings, measured, observers)
     maps = make_maps(clean, aligned.poses, settings, observers)
     traced = find_peaks(maps.volume, settings.elements, settings.tracing)
-    model, left_out = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
-    return conclude(clean, aligned, maps, model, left_out, settings)
+    fitted = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
+    return conclude(clean, aligned, settings, maps=maps, fitted=fitted)
+
+
+def align_series(
+    stack: ImageStack,
+    poses: Poses,
+    settings: Settings,
+    *,
+    measured: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> Reconstruction:
+    """The alignment alone: poses with shifts and refined angles. Parameters and errors as for `reconstruct`."""
+    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
+    return conclude(clean, align_images(clean, settings, measured, observers), settings)
+
+
+def reconstruct_volume(
+    stack: ImageStack,
+    poses: Poses,
+    settings: Settings,
+    *,
+    measured: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> Reconstruction:
+    """Alignment and volume, without atoms. Parameters and errors as for `reconstruct`."""
+    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
+    aligned = align_images(clean, settings, measured, observers)
+    return conclude(clean, aligned, settings, maps=make_maps(clean, aligned.poses, settings, observers))
+
+
+def refine_atoms(
+    stack: ImageStack,
+    poses: Poses,
+    atoms: Atoms,
+    settings: Settings,
+    *,
+    measured: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> Reconstruction:
+    """Atoms and poses against the images alone; other parameters and errors as for `reconstruct`.
+
+    atoms : in the frame of the poses, right to half the distance of neighbours; false ones go, missing ones come.
+    poses : right to a pixel and a few degrees; they are not aligned before.
+    """
+    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
+    return conclude(clean, clean, settings, fitted=fit_atoms(clean.stack, clean.poses, atoms, settings, observers))
 
 
 def align_images(
@@ -149,7 +216,7 @@ def make_maps(clean: Preprocessed, poses: Poses, settings: Settings, observers: 
 
 def fit_atoms(
     stack: ImageStack, poses: Poses, traced: Atoms, settings: Settings, observers: Sequence[Observer]
-) -> tuple[SpotModel, Prediction]:
+) -> Fitted:
     """Atoms settled and refined without some images, judged on those, then refined against all."""
     rows = torch.arange(len(stack), device=stack.images.device)
     out = rows % settings.held_out_every == settings.held_out_every // 2
@@ -165,7 +232,7 @@ def fit_atoms(
     left_out = predict_images(stack[rows[out]], poses[rows[out]], judged, fit)
     last = refine_spots(stack, poses, judged.atoms, fit, observers=observers, name="atoms/all")
     atoms = with_species(judged.atoms, last, settings.elements)
-    return spot_model(stack, last, atoms, fit), left_out
+    return Fitted(spot_model(stack, last, atoms, fit), left_out)
 
 
 def with_species(atoms: Atoms, state: SpotState, elements: tuple[str, ...]) -> Atoms:
@@ -181,14 +248,29 @@ def with_species(atoms: Atoms, state: SpotState, elements: tuple[str, ...]) -> A
 def conclude(
     clean: Preprocessed,
     aligned: AlignmentState | Preprocessed,
-    maps: Maps,
-    model: SpotModel,
-    left_out: Prediction,
     settings: Settings,
+    *,
+    maps: Maps | None = None,
+    fitted: Fitted | None = None,
 ) -> Reconstruction:
-    """Numbers and sentences about what was found."""
-    metrics = {
-        "images": float(len(clean.stack)),
+    """Numbers and sentences about what was found, as far as the run came."""
+    metrics, warnings, notes = {"images": float(len(clean.stack))}, [], clean.notes
+    if isinstance(aligned, AlignmentState):
+        metrics["alignment_residual"] = float(aligned.residuals.median())
+        bad = [str(i + 1) for i in torch.nonzero(aligned.misfit)[:, 0].tolist()]
+        if bad:
+            warnings.append(f"images that do not fit the others: {', '.join(bad)}")
+    if maps is not None:
+        metrics["resolution_fsc_0.143_angstrom"] = float(maps.fsc.resolution() or 0.0)
+        notes = (*notes, f"reconstruction: {maps.reason}")
+    result = Reconstruction(clean.stack, aligned.poses, notes, tuple(warnings), metrics, maps)
+    return result if fitted is None else with_atoms(result, fitted, settings)
+
+
+def with_atoms(result: Reconstruction, fitted: Fitted, settings: Settings) -> Reconstruction:
+    """Add the atoms, how likely each is of which species, and the structure that they make."""
+    model, left_out = fitted.model, fitted.left_out
+    numbers = {
         "atoms": float(len(model.atoms)),
         "position_sigma_pm": model.sigma_pm,
         "position_bound_pm": model.bound_pm,
@@ -196,21 +278,25 @@ def conclude(
         "held_out_correlation": left_out.correlation,
         "gain": float(model.state.noise.gain[0]),
         "misfit": float(model.state.noise.misfit[0]),
-        "resolution_fsc_0.143_angstrom": float(maps.fsc.resolution() or 0.0),
     }
-    warnings = []
-    if isinstance(aligned, AlignmentState):
-        metrics["alignment_residual"] = float(aligned.residuals.median())
-        bad = [str(i + 1) for i in torch.nonzero(aligned.misfit)[:, 0].tolist()]
-        if bad:
-            warnings.append(f"images that do not fit the others: {', '.join(bad)}")
+    atoms, findings = analyse_if_enough(model.atoms, settings.analysis)
     species = None
     if settings.elements:
-        heights = torch.as_tensor(model.atoms.arrays["peak_height"])
-        species = assign_species(heights, settings.elements, positions=torch.as_tensor(model.atoms.positions))
+        heights = torch.as_tensor(atoms.arrays["peak_height"])
+        species = assign_species(heights, settings.elements, positions=torch.as_tensor(atoms.positions))
+        named = atoms.copy()
         for element, column in zip(species.elements, species.probabilities.T, strict=True):
-            model.atoms.set_array(f"probability_{element}", column.numpy())
-        for element in species.elements:
-            metrics[f"atoms_{element}"] = float(species.symbols.count(element))
-    notes = (*clean.notes, f"reconstruction: {maps.reason}")
-    return Reconstruction(clean.stack, model.poses, notes, tuple(warnings), metrics, maps, model, species, left_out)
+            named.set_array(f"probability_{element}", column.numpy())
+            numbers[f"atoms_{element}"] = float(species.symbols.count(element))
+        atoms = named
+    numbers |= {} if findings is None else findings.metrics()
+    return replace(
+        result,
+        poses=model.poses,
+        metrics={**result.metrics, **numbers},
+        model=model,
+        left_out=left_out,
+        atoms=atoms,
+        species=species,
+        findings=findings,
+    )

@@ -1,4 +1,4 @@
-"""Specimens to simulate: a gold cluster without symmetry, and the amorphous carbon under it."""
+"""Specimens to simulate: a gold cluster without symmetry, a twinned crystal, and amorphous carbon under them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import math
 import ase
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from common.data import InputError
+from common.rotations import random_rotations
 
 # Gold in the second-moment approximation: F. Cleri, V. Rosato, Phys. Rev. B 48, 22 (1993), eV. The length is 4.5 % over
 # theirs (2.884), which contracts surfaces too much: contacts come out at 2.7-2.95, as in real clusters.
@@ -121,3 +123,41 @@ def amorphous_carbon(width: float, thickness: float, *, generator: torch.Generat
         moved = np.unique(pairs[:, 1])
         positions[moved] = draw(len(moved))
     return torch.from_numpy(positions) - torch.tensor([width / 2, width / 2, 0.0], dtype=torch.float64)
+
+
+def twinned_crystal(
+    n_atoms: int = 400, *, element: str = "Au", lattice_constant: float = 4.08, generator: torch.Generator
+) -> ase.Atoms:
+    """A ball of face-centred cubic crystal with one twin plane near its middle, turned at random.
+
+    Parameters
+    ----------
+    n_atoms : at least 2.
+    lattice_constant : angstrom, > 0.
+
+    Returns
+    -------
+    Atoms about the origin, angstrom.
+
+    Raises
+    ------
+    InputError : a parameter out of its range, or an unknown element.
+    """
+    if n_atoms < 2:
+        raise InputError(f"a crystal of {n_atoms} atoms was asked for, expected at least 2")
+    if not lattice_constant > 0:
+        raise InputError(f"the lattice constant is {lattice_constant}, expected a positive number, in angstrom")
+    if atomic_numbers.get(element, 0) < 1:
+        raise InputError(f"the element is {element!r}, expected a chemical symbol such as Au")
+    contact = lattice_constant / math.sqrt(2)
+    reach = math.ceil((3 * n_atoms) ** (1 / 3)) + 3
+    k = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    i, j, layer = torch.meshgrid(k, k, k, indexing="ij")
+    stacked = layer.abs() % 3 / 3  # A B C ... away from the twin plane on either side
+    x = contact * (i + j / 2 + 1.5 * stacked)
+    y = contact * math.sqrt(3) / 2 * (j + stacked)
+    sites = torch.stack((x, y, layer * lattice_constant / math.sqrt(3)), -1).reshape(-1, 3)
+    middle = torch.rand(3, generator=generator, dtype=torch.float64, device=generator.device).cpu() * contact / 2
+    nearest = (sites - middle).norm(dim=1).argsort()[:n_atoms]
+    turned = sites[nearest] @ random_rotations(1, generator=generator, dtype=torch.float64)[0].cpu().T
+    return ase.Atoms(f"{element}{n_atoms}", positions=(turned - turned.mean(0)).numpy())

@@ -14,7 +14,12 @@ from common.io.run_record import package_version
 
 COMMANDS = {
     "reconstruct": ("reconstruct", "tilt series -> atoms with species and error bars, volume, angles, report"),
+    "align": ("reconstruct", "tilt series -> shifts, aligned images"),
+    "reconstruct-volume": ("reconstruct", "tilt series -> aligned images, volume"),
     "trace": ("trace", "volume -> atoms"),
+    "refine-atoms": ("reconstruct", "atoms, tilt series with poses -> atoms with error bars"),
+    "analyse": ("analyse", "atoms -> coordination, grains, defects, strain, report"),
+    "simulate": ("simulate", "atoms, or a twinned crystal -> tilt series whose truth is known"),
     "info": ("info", "what a tilt series holds and what would be assumed"),
     "doctor": ("info", "check the installation: versions, device, memory, disk, extras"),
 }
@@ -55,6 +60,6 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _how_to_resume(given: list[str]) -> str:
-    if not given or given[0] != "reconstruct":
+    if not given or given[0] not in ("reconstruct", "align", "reconstruct-volume", "refine-atoms"):
         return ""
     return f"To go on from here: aet-tilt {shlex.join(word for word in given if word != '--overwrite')}"

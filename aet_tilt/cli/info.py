@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aet_tilt.cli.reconstruct import InputSettings, read_input
+from aet_tilt.cli.work import InputSettings, read_input
 from common.cli.doctor import examine, report_findings
 from common.cli.program import Parser
 from common.cli.settings import add_settings, read_settings
