@@ -38,7 +38,7 @@ def result_of(run: Path) -> dict[str, bytes]:
 
 
 def errors(found: Atoms, truth: Atoms) -> np.ndarray:
-    """(n, 3) position errors of atoms within 0.5 angstrom of a true one, up to a shift of all, which images leave open."""
+    """(n, 3) errors of atoms within 0.5 angstrom of a true one, less the shift of all, which images leave open."""
     tree = cKDTree(truth.positions)
     near, index = tree.query(found.positions)
     moved = found.positions - (found.positions - truth.positions[index])[near < 1.2].mean(0)
