@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from ase import Atoms
+from ase.data import atomic_numbers
 from torch import Tensor
 
 from common.atoms.analysis import AnalysisSettings
@@ -85,6 +86,10 @@ class Settings:
             raise InputError(f"first_steps is {self.first_steps}, expected at least 1")
         if self.multislice_images < 0:
             raise InputError(f"multislice_images is {self.multislice_images}, expected 0 or more")
+        if self.element not in atomic_numbers:
+            raise InputError(
+                f"the element is {self.element!r}, expected a chemical symbol such as Au, or X when unknown"
+            )
         point_group(self.symmetry)
 
     def tracing_of_element(self) -> TracingSettings:

@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace, name: str) -> int:
             print(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
             summarise(folder)
             return 0
-        atoms, findings = analyse(given, settings)
+        with folder.computing(source):
+            atoms, findings = analyse(given, settings)
         write_atoms(folder.path, atoms, findings)
         metrics = {"atoms": float(len(atoms)), **findings.metrics()}
         seconds = {"cpu_seconds": time.process_time() - began[1], "wall_seconds": time.time() - began[0]}

@@ -111,7 +111,8 @@ def run_work(
         poses = Poses(found.poses.rotations.to(device), found.poses.shifts.to(device))
         here = replace(found, stack=found.stack.to(device), poses=poses, measured=found.measured.to(device))
         try:
-            result = compute(here, settings, (metrics, checkpoints, progress))
+            with folder.computing(arguments.tilts):
+                result = compute(here, settings, (metrics, checkpoints, progress))
         except KeyboardInterrupt:
             checkpoints.save_all()
             raise

@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,10 +66,14 @@ OUTPUTS = (
 class RunFolder:
     """An open run folder: made by `RunFolder.open`; closing it (or a ``with`` statement) releases the lock."""
 
-    def __init__(self, path: Path, record: dict[str, Any], lock: IO[bytes] | None) -> None:
+    def __init__(
+        self, path: Path, record: dict[str, Any], lock: IO[bytes] | None, *, begun: bool = False, made: bool = False
+    ) -> None:
         self.path = path
         self.record = record
         self._lock = lock
+        self._begun = begun  # by this opening, and so there was no run before
+        self._made = made  # the folder itself
 
     @classmethod
     def open(
@@ -112,6 +117,7 @@ class RunFolder:
         if not is_first_process():
             wait_for_all()  # the first process makes the folder
             return cls(folder, read_record(folder) or description, None)
+        made = not folder.exists()
         make_folder(folder)
         _check_contents(folder)
         lock = _lock(folder)
@@ -119,13 +125,14 @@ class RunFolder:
             if overwrite and (folder / "run.json").exists():
                 _remove_run(folder)
             record = read_record(folder)
+            begun = record is None
             if record is None:
                 record = description
             else:
                 check_same_run(folder, record, description)
                 record = resumed(record, description)
             _remove_torn(folder)
-            run = cls(folder, record, lock)
+            run = cls(folder, record, lock, begun=begun, made=made)
             run._save()
         except BaseException:
             lock.close()
@@ -144,6 +151,32 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    @contextmanager
+    def computing(self, source: str | os.PathLike[str]) -> Iterator[None]:
+        """Around what may refuse the input: the message names ``source``, and a run that has only begun is withdrawn.
+
+        Raises
+        ------
+        InputError : what was raised inside, with the name of the source in front.
+        """
+        try:
+            yield
+        except InputError as error:
+            self._withdraw()
+            named = str(error).startswith(str(source))
+            raise InputError(str(error) if named else f"{source}: {error}") from None
+
+    def _withdraw(self) -> None:
+        """Leave nothing of a run that this opening began and that has nothing to go on from."""
+        if not self._begun or any((self.path / "checkpoints").rglob("*.safetensors")):
+            return
+        with suppress(OSError):
+            for name in ("run.json", "metrics.csv", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            if self._made:
+                self.path.rmdir()
 
     @property
     def status(self) -> str:

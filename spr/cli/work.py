@@ -116,7 +116,8 @@ def run_work(
             on_device = replace(particles, stack=particles.stack.to(device))
             metrics, checkpoints = folder.observers()
             try:
-                result = compute(on_device, settings, (metrics, checkpoints, progress))
+                with folder.computing(arguments.particles):
+                    result = compute(on_device, settings, (metrics, checkpoints, progress))
             except KeyboardInterrupt:
                 checkpoints.save_all()
                 raise

@@ -201,3 +201,21 @@ def test_only_plain_values_go_into_the_record() -> None:
     assert jsonable({"a": (1, 2.0, None, True, "x"), "b": float("inf")}) == {"a": [1, 2.0, None, True, "x"], "b": "inf"}
     with pytest.raises(TypeError):
         jsonable({"a": object()})
+
+
+def test_a_run_that_can_go_on_outlives_refused_input(tmp_path: Path) -> None:
+    def refuse(inside: RunFolder) -> None:
+        with pytest.raises(InputError, match=r"^a\.star: too dark$"), inside.computing("a.star"):
+            raise InputError("too dark")
+
+    given = {"inputs": {"a.star": "ab"}, "settings": {"seed": 1}, "command": "reconstruct"}
+    with RunFolder.open(tmp_path / "run", **given) as begun:
+        saved = begun.path / "checkpoints" / "search.safetensors"
+        saved.parent.mkdir()
+        saved.write_bytes(b"1")
+        refuse(begun)
+    assert saved.exists()
+    saved.unlink()
+    with RunFolder.open(tmp_path / "run", **given) as resumed:
+        refuse(resumed)  # not begun by this opening: it stays
+    assert (tmp_path / "run" / "run.json").exists()

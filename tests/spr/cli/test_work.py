@@ -228,7 +228,11 @@ def test_input_that_fails_inside_the_pipeline_is_one_line(
 ) -> None:
     quick.stop_at, quick.error = 0, InputError
     assert reconstruct(data, tmp_path / "a") == 2
-    assert capsys.readouterr().err.startswith("spr: ")
+    assert capsys.readouterr().err.startswith(f"spr: {data / 'particles.star'}: ")
+    assert not (tmp_path / "a").exists()  # a run that has only begun leaves nothing
+    (tmp_path / "b").mkdir()
+    assert reconstruct(data, tmp_path / "b") == 2
+    assert not list((tmp_path / "b").iterdir())
 
 
 def test_two_images_are_too_few_and_nothing_is_written(
