@@ -80,7 +80,7 @@ class Pipeline(types.SimpleNamespace):
 
     Settings = Settings
     stop_at: int | None = None
-    error: type[BaseException] = KeyboardInterrupt
+    error: type[BaseException] | BaseException = KeyboardInterrupt
     determined = True
 
     def __init__(self) -> None:
@@ -226,9 +226,9 @@ def test_the_run_of_an_earlier_run_json_is_repeated(data: Path, tmp_path: Path, 
 def test_input_that_fails_inside_the_pipeline_is_one_line(
     data: Path, tmp_path: Path, quick: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick.stop_at, quick.error = 0, InputError
+    quick.stop_at, quick.error = 0, InputError("too dark")
     assert reconstruct(data, tmp_path / "a") == 2
-    assert capsys.readouterr().err.startswith(f"spr: {data / 'particles.star'}: ")
+    assert capsys.readouterr().err.startswith(f"spr: {data / 'particles.star'}: too dark")
     assert not (tmp_path / "a").exists()  # a run that has only begun leaves nothing
     (tmp_path / "b").mkdir()
     assert reconstruct(data, tmp_path / "b") == 2
