@@ -42,6 +42,10 @@ $(VENV)/lint.stamp: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	@touch $@
 
+$(VENV)/bench.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
 demo: $(VENV)/run.stamp
 	$(BIN)/spr simulate --out demo/particles --n-images 300 --snr 1 --seed 1 --overwrite
 	$(BIN)/spr reconstruct demo/particles/particles.star --element Au --out demo/run
@@ -55,7 +59,7 @@ lint: $(VENV)/lint.stamp
 	@status=0; for check in "ruff check ." mypy lint-imports; do \
 		echo "== $$check"; $(BIN)/$$check || status=1; done; exit $$status
 
-bench: $(VENV)/run.stamp
+bench: $(VENV)/bench.stamp
 	$(BIN)/python tests/benchmarks/run_all.py
 
 clean:

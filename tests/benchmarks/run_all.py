@@ -34,9 +34,20 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def tilt_tables(folder: Path, seeds: list[int]) -> list[str]:
+    """Tilt series to atoms, and every method of reconstruction on one series."""
+    whole, methods = (load(HERE / "accuracy" / f"{name}.py") for name in ("bench_tilts", "tilt_methods"))
+    rows = []
+    for k, name in enumerate(whole.CASES, start=1):
+        for seed in seeds:
+            rows.append(whole.run_case(folder / f"tilts-{k}", name, seed))
+            print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    return [table(whole.COLUMNS, rows), table(methods.COLUMNS, methods.measure())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["speed", "accuracy"], help="one of the two tables")
+    parser.add_argument("--only", choices=["speed", "accuracy", "tilts"], help="one of the parts")
     parser.add_argument("--cases", nargs="+", type=int, metavar="K", help="these accuracy cases, from 1 (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="one run of each case for each seed")
     parser.add_argument("--n-images", type=int, default=939, help="images of each case")
@@ -45,11 +56,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     parts = [f"{platform.machine()}, one CPU thread, PyTorch {torch.__version__}."]
-    if given.only != "accuracy":
+    if given.only in (None, "speed"):
         kernels = load(HERE / "speed" / "bench_kernels.py")
         parts.append(table(("80 x 80 pixels, 68 atoms", "CPU time"), kernels.measure()))
         print(parts[-1], flush=True)
-    if given.only != "speed":
+    if given.only in (None, "accuracy"):
         recovery = load(HERE / "accuracy" / "bench_recovery.py")
         rows = []
         for k, (name, simulation) in enumerate(recovery.CASES.items(), start=1):
@@ -58,6 +69,8 @@ def main() -> None:
                 rows.append(recovery.row(name, seed, outcome))
                 print("| " + " | ".join(rows[-1]) + " |", flush=True)
         parts.append(table(recovery.COLUMNS, rows))
+    if given.only in (None, "tilts"):
+        parts += tilt_tables(given.folder, given.seeds)
     text = "\n\n".join(parts)
     print(f"\n{text}")
     if given.readme:
