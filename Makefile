@@ -51,9 +51,14 @@ demo: $(VENV)/run.stamp
 	$(BIN)/spr reconstruct demo/particles/particles.star --element Au --out demo/run
 	@echo "The report: $(CURDIR)/demo/run/report.html"
 
+# The report is looked at in a browser where there is one; CI installs it.
+BROWSER := $(shell for b in chromium chromium-browser google-chrome chrome; do command -v $$b && break; done)
+WITHOUT := $(if $(BROWSER),,--ignore tests/common/report/test_browser.py)
+
 # One thread for each worker, so that the workers do not stand in each other's way.
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGUMENTS)
+	@[ -n "$(BROWSER)" ] || echo "No Chromium here: the tests of the report in a browser are left out." >&2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(WITHOUT) $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/lint.stamp
 	@status=0; for check in "ruff check ." mypy lint-imports; do \
