@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from common.report import figures
 from common.report.data import Filmed
-from common.report.sections import figure, grid, number, section, text
+from common.report.sections import figure, grid, number, section, table
 
 
 def show_movie(movie: Filmed) -> str:
     """Two charts, and a table with a row for each particle."""
     names = ("particle", "frames that show it", "radius", "atoms", "result", "page")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    lines = []
-    for k, particle in enumerate(movie.particles, start=1):
-        cells = (
-            str(k),
+    rows = [
+        (
+            k,
             f"{int(particle.seen.sum()):,} of {len(particle.seen):,}",
             number(particle.radius, 1, "Å"),
-            "" if particle.atoms is None else str(particle.atoms),
+            "" if particle.atoms is None else particle.atoms,
             particle.outcome,
             particle.report,
         )
-        lines.append(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        for k, particle in enumerate(movie.particles, start=1)
+    ]
     tracks = figure(
         figures.plot_tracks(movie),
         "mean of the frames with the particles' ways",
@@ -34,4 +32,4 @@ def show_movie(movie: Filmed) -> str:
         "Beside the particles: the strongest power on each ring of the mean spectrum over the typical one. The peaks "
         "are graphene's reflections; what is left of them is what the particles' images still hold.",
     )
-    return section("movie", "Movie", grid(tracks, peaks), table)
+    return section("movie", "Movie", grid(tracks, peaks), table(names, rows))

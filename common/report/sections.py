@@ -74,6 +74,13 @@ def pairs(rows: Iterable[tuple[object, object]]) -> str:
     return f'<table class="pairs"><tbody>{lines}</tbody></table>'
 
 
+def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table with a head; everything is shown as text."""
+    head = "".join(f"<th>{text(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """Nested mappings as one list of dotted names and values."""
     rows: list[tuple[str, object]] = []

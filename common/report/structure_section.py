@@ -11,7 +11,7 @@ from common.atoms.analysis import Findings
 from common.atoms.geometry import Floats
 from common.atoms.strain import COMPONENTS
 from common.report.figures import BLUE, GREEN, INK, LINES, ORANGE, PURPLE, SKY, VERMILION, chart
-from common.report.sections import UNKNOWN, figure, grid, number, pairs, section, text
+from common.report.sections import UNKNOWN, figure, grid, number, pairs, section, table
 
 _KINDS = {"fcc": BLUE, "hcp": VERMILION, "bcc": GREEN, "ico": PURPLE, "other": ORANGE, "surface": SKY}
 _MOST_ROWS = 40
@@ -67,10 +67,8 @@ def plot_strain_maps(figure: Figure, positions: Floats, tensors: Floats) -> None
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    names = "".join(f"<th>{text(name)}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows[:_MOST_ROWS])
     more = f"<p>The {_MOST_ROWS} largest of {len(rows)}.</p>" if len(rows) > _MOST_ROWS else ""
-    return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table></div>{more}'
+    return f'<div class="scroll">{table(head, rows[:_MOST_ROWS])}</div>{more}'
 
 
 def _vector(values: Floats, digits: int = 2) -> str:
@@ -135,7 +133,7 @@ def show_strain(positions: Floats, findings: Findings) -> str:
         return ""
     precision = np.sqrt((sigmas[known] ** 2).mean(0))
     each = zip(COMPONENTS, findings.strain_rms(), precision, strict=True)
-    table = pairs(
+    precisions = pairs(
         (name, f"rms {number(100 * rms, 3, '%')}, precision {number(100 * s, 3, '%')}") for name, rms, s in each
     )
     words = (
@@ -146,6 +144,6 @@ def show_strain(positions: Floats, findings: Findings) -> str:
     drawings = grid(
         figure(plot_strain(components), "Histograms of the strain components", "All atoms of grains."),
         figure(maps, "Strain maps", "Atoms within 3 Å of the middle plane, seen along z."),
-        f"<div><h3>Precision</h3>{table}</div>",
+        f"<div><h3>Precision</h3>{precisions}</div>",
     )
     return section("strain", "Strain", f"<p>{words}</p>", drawings)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from common.report.data import StructureDifference, Structures
-from common.report.sections import number, section, text
+from common.report.sections import number, section, table, text
 
 _SHOWN = 60  # rows of each table; all are in differences.csv
 
@@ -22,7 +20,7 @@ def show_structures(structures: Structures) -> str:
         "The images show more than one structure. Each image belongs to the class under whose atoms it is likeliest; "
         "the posterior says how sure that is. Each class has maps, atoms and a report of its own in its folder."
     )
-    parts = [f"<p>{words}</p>", _table(names, rows)]
+    parts = [f"<p>{words}</p>", table(names, rows)]
     for (first, second, atoms), mirrored, shared in zip(
         structures.differences, structures.mirrored, structures.shared, strict=True
     ):
@@ -47,7 +45,7 @@ def _pair(first: int, second: int, atoms: tuple[StructureDifference, ...], mirro
         for row in atoms[:_SHOWN]
     ]  # fmt: skip
     more = f"<p>{len(atoms) - _SHOWN} more in differences.csv.</p>" if len(atoms) > _SHOWN else ""
-    return f"<p>{text(words)}</p>{_table(names, rows) if rows else ''}{more}"
+    return f"<p>{text(words)}</p>{table(names, rows) if rows else ''}{more}"
 
 
 def _or_blank(value: int | None) -> str:
@@ -56,9 +54,3 @@ def _or_blank(value: int | None) -> str:
 
 def _place(place: tuple[float, float, float] | None) -> str:
     return "" if place is None else ", ".join(f"{x:.2f}" for x in place)
-
-
-def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{text(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

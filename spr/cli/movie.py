@@ -19,6 +19,7 @@ from common.cli.progress import ProgressObserver
 from common.cli.settings import add_settings, read_settings
 from common.data import InputError
 from common.io import ParticleFile, sha256
+from common.io.files import write_csv
 from common.io.movie import Movie
 from common.io.run_folder import RunFolder
 from common.iteration import run_stage
@@ -27,7 +28,7 @@ from common.report import Filmed, FilmedParticle, Inputs, ReportData, write_repo
 from common.report.results import input_files
 from common.rotations import geodesic_distance, matrix_to_euler
 from spr.background import without_graphene
-from spr.cli.movie_tables import background_text, motion_table, optics_of, tracks_table, write_frames, write_text
+from spr.cli.movie_tables import Rows, background_text, motion_table, optics_of, tracks_table, write_frames, write_text
 from spr.cli.movies import MovieInput, movie_of, positions_of
 from spr.cli.outputs import write_outputs
 from spr.cli.structures import select_particles
@@ -86,9 +87,9 @@ def run(arguments: argparse.Namespace, name: str) -> int:
             metrics, checkpoints = folder.observers()
             watching = (metrics, checkpoints, progress)
             tracked = run_stage("track", lambda: track_movie(movie, settings.movie, positions=positions), watching)
-            write_text(folder.file("motion.csv"), motion_table(tracked.motion))
+            write_csv(folder.file("motion.csv"), motion_table(tracked.motion))
             write_text(folder.file("background.json"), background_text(tracked.background))
-            write_text(folder.file("tracks.csv"), tracks_table(tracked))
+            write_csv(folder.file("tracks.csv"), tracks_table(tracked))
             print(f"{len(tracked.tracks)} particles: {folder.file('tracks.csv')}")
             results: list[tuple[str, Mapping[str, float], bool]] = []
             for k, (stack, shifts) in enumerate(extract(movie, tracked, settings.movie), start=1):
@@ -140,9 +141,9 @@ def _one_particle(
         checkpoints.save_all()
         raise
     if found.reconstruction.poses is not None:
-        write_text(folder.file("orientations.csv"), _orientations(found, rows))
+        write_csv(folder.file("orientations.csv"), _orientations(found, rows))
     if found.windows and found.reconstruction.atoms is not None:
-        write_text(folder.file("windows.csv"), _windows_table(found.windows))
+        write_csv(folder.file("windows.csv"), _windows_table(found.windows))
     seconds = {**progress.seconds, "cpu_seconds": time.process_time() - began}
     write_outputs(folder, shown, found.reconstruction, seconds=seconds)
 
@@ -155,30 +156,34 @@ def _write_nothing(folder: RunFolder, particles: ParticleFile, reason: str) -> N
     folder.finish(metrics={"images": float(len(particles.stack))}, warnings=(warning,), determined=False)
 
 
-def _orientations(found: ParticleInTime, frames: Tensor) -> str:
+def _orientations(found: ParticleInTime, frames: Tensor) -> Rows:
     """Euler angles (RELION), position in the box and step from the frame before, of every frame that was used."""
     poses = found.reconstruction.poses
     if poses is None:
         raise ValueError("no poses were found")
     angles, shifts = matrix_to_euler(poses.rotations.cpu()), poses.shifts.cpu()
-    steps = geodesic_distance(poses.rotations[1:].cpu(), poses.rotations[:-1].cpu()).tolist()
-    lines = ["frame,rot,tilt,psi,x,y,turned"]
-    for t, row, turned in zip(frames.tolist(), torch.cat((angles, shifts), 1).tolist(), ["", *steps], strict=True):
-        numbers = ",".join(f"{number:.4f}" for number in row)
-        lines.append(f"{t + 1},{numbers},{turned if turned == '' else format(turned, '.4f')}")
-    return "\n".join(lines) + "\n"
+    steps = [
+        f"{step:.4f}" for step in geodesic_distance(poses.rotations[1:].cpu(), poses.rotations[:-1].cpu()).tolist()
+    ]
+    numbers = torch.cat((angles, shifts), 1).tolist()
+    rows = [
+        (t + 1, *(f"{number:.4f}" for number in row), turned)
+        for t, row, turned in zip(frames.tolist(), numbers, ["", *steps], strict=True)
+    ]
+    return [("frame", "rot", "tilt", "psi", "x", "y", "turned"), *rows]
 
 
-def _windows_table(windows: Sequence[Window]) -> str:
+def _windows_table(windows: Sequence[Window]) -> Rows:
     """Every atom of every window; atoms are counted from 1, in the order of atoms.xyz."""
-    lines = ["window,first_frame,last_frame,atom,x,y,z,sigma,moved_x,moved_y,moved_z,chance,significant"]
+    names = ("atom", "x", "y", "z", "sigma", "moved_x", "moved_y", "moved_z", "chance", "significant")
+    lines: Rows = [("window", "first_frame", "last_frame", *names)]
     for k, window in enumerate(windows, start=1):
         table = torch.cat((window.positions, window.sigma[:, None], window.moved), 1).tolist()
         rows = zip(table, window.chance.tolist(), window.significant.tolist(), strict=True)
         for atom, (numbers, chance, significant) in enumerate(rows, start=1):
-            text = ",".join(f"{number:.4f}" for number in numbers)
-            lines.append(f"{k},{window.first + 1},{window.last + 1},{atom},{text},{chance:.3g},{int(significant)}")
-    return "\n".join(lines) + "\n"
+            shown = (f"{number:.4f}" for number in numbers)
+            lines.append((k, window.first + 1, window.last + 1, atom, *shown, f"{chance:.3g}", int(significant)))
+    return lines
 
 
 def _finish(

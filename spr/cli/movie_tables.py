@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.data import ImageStack, Optics, Poses
 from common.io import ParticleFile, atomic_write, write_images, write_particles_star
+from common.io.files import write_csv
 from common.io.star import read_star, write_star
 from spr.background import Background
 from spr.cli.simulate import _without_poses as without_poses
@@ -23,22 +24,26 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def motion_table(motion: Motion) -> str:
-    rows = ["frame,shift_x,shift_y,error_x,error_y"]
-    both = torch.cat((motion.shifts, motion.errors), 1)
-    rows += [f"{t + 1}," + ",".join(f"{number:.4f}" for number in row) for t, row in enumerate(both.tolist())]
-    return "\n".join(rows) + "\n"
+Rows = list[tuple[object, ...]]
 
 
-def tracks_table(tracked: TrackedMovie) -> str:
-    rows = ["frame,particle,x,y,error_x,error_y,seen,weight,reason"]
+def motion_table(motion: Motion) -> Rows:
+    """Drift of every frame, angstrom."""
+    both = torch.cat((motion.shifts, motion.errors), 1).tolist()
+    rows = [(t, *(f"{number:.4f}" for number in row)) for t, row in enumerate(both, start=1)]
+    return [("frame", "shift_x", "shift_y", "error_x", "error_y"), *rows]
+
+
+def tracks_table(tracked: TrackedMovie) -> Rows:
+    """Every particle in every frame, angstrom."""
+    rows: Rows = [("frame", "particle", "x", "y", "error_x", "error_y", "seen", "weight", "reason")]
     for p, track in enumerate(tracked.tracks, start=1):
         both = torch.cat((track.positions, track.errors), 1).tolist()
         for t, numbers in enumerate(both):
-            text = ",".join(f"{number:.4f}" for number in numbers)
             weight, reason = float(track.weights.weights[t]), track.weights.reasons[t]
-            rows.append(f"{t + 1},{p},{text},{int(track.seen[t])},{weight:.4f},{reason}")
-    return "\n".join(rows) + "\n"
+            shown = (f"{number:.4f}" for number in numbers)
+            rows.append((t + 1, p, *shown, int(track.seen[t]), f"{weight:.4f}", reason))
+    return rows
 
 
 def background_text(background: Background) -> str:
@@ -76,6 +81,6 @@ def write_frames(folder: Path, stack: ImageStack, shifts: Tensor, weights: Frame
     tables = read_star(folder / "frames.star").tables
     write_star(folder / "frames.star", tuple(without_poses(table) for table in tables))  # no pose is known yet
     pairs = zip(weights.weights.tolist(), weights.reasons, strict=True)
-    rows = [f"{t},{weight:.4f},{reason}" for t, (weight, reason) in enumerate(pairs, start=1)]
-    write_text(folder / "weights.csv", "\n".join(("frame,weight,reason", *rows)) + "\n")
+    rows = [(t, f"{weight:.4f}", reason) for t, (weight, reason) in enumerate(pairs, start=1)]
+    write_csv(folder / "weights.csv", [("frame", "weight", "reason"), *rows])
     return particles

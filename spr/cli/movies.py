@@ -12,6 +12,7 @@ from common.cli.program import Parser, set_threads
 from common.cli.settings import add_settings, read_settings
 from common.data import InputError
 from common.io.checkpoint import make_folder
+from common.io.files import write_csv
 from common.io.movie import Movie, read_movie
 from spr.background import block_means, learn_background
 from spr.cli.movie_tables import background_text, motion_table, optics_of, tracks_table, write_frames, write_text
@@ -100,9 +101,9 @@ def run(arguments: argparse.Namespace, name: str) -> int:
         make_folder(out)
         if name == "extract":
             _write_particles(out, movie, tracked, settings, given)
-        write_text(out / "tracks.csv", tracks_table(tracked))
+        write_csv(out / "tracks.csv", tracks_table(tracked))
         print(f"{len(tracked.tracks)} particles: {out / 'tracks.csv'}")
-    write_text(out / "motion.csv", motion_table(motion))
+    write_csv(out / "motion.csv", motion_table(motion))
     write_text(out / "background.json", background_text(background))
     for note in notes:
         print(f"note: {note}")

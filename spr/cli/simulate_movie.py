@@ -14,6 +14,7 @@ from common.cli.settings import add_settings, read_settings
 from common.data import InputError
 from common.io import atomic_write, write_images, write_xyz
 from common.io.checkpoint import make_folder
+from common.io.files import write_csv
 from common.rotations import matrix_to_euler
 from common.simulation_movie import MovieSimulation, MovieTruth, draw_truth, simulate_movie
 
@@ -42,8 +43,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     for t, frame in enumerate(simulate_movie(settings, truth, generator)):
         frames[t] = frame
     write_images(out / "movie.mrc", frames, settings.pixel_size)
-    with atomic_write(out / "truth.csv", "w") as file:
-        file.write(_table(truth))
+    write_csv(out / "truth.csv", _table(truth))
     for k, atoms in enumerate(truth.atoms, start=1):
         write_xyz(out / f"particle_{k:03d}.xyz", atoms)
     with atomic_write(out / "simulation.json", "w") as file:
@@ -53,12 +53,12 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     return 0
 
 
-def _table(truth: MovieTruth) -> str:
+def _table(truth: MovieTruth) -> list[tuple[object, ...]]:
     """Centres (angstrom from the first pixel), Euler angles (RELION) and defocus of every particle in every frame."""
-    rows = ["frame,particle,x,y,rot,tilt,psi,defocus"]
+    rows: list[tuple[object, ...]] = [("frame", "particle", "x", "y", "rot", "tilt", "psi", "defocus")]
     angles = matrix_to_euler(truth.rotations)
     for t in range(len(truth.centres)):
         for p in range(truth.centres.shape[1]):
             numbers = (*truth.centres[t, p].tolist(), *angles[t, p].tolist(), float(truth.defocus[t]))
-            rows.append(f"{t + 1},{p + 1}," + ",".join(f"{number:.4f}" for number in numbers))
-    return "\n".join(rows) + "\n"
+            rows.append((t + 1, p + 1, *(f"{number:.4f}" for number in numbers)))
+    return rows
