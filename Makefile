@@ -47,7 +47,7 @@ $(VENV)/bench.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/run.stamp
-	$(BIN)/spr simulate --out demo/particles --n-images 300 --snr 1 --seed 1 --overwrite
+	$(BIN)/spr simulate --out demo/particles --n-images 500 --snr 1 --seed 1 --overwrite
 	$(BIN)/spr reconstruct demo/particles/particles.star --element Au --out demo/run
 	@echo "The report: $(CURDIR)/demo/run/report.html"
 
