@@ -279,16 +279,14 @@ def with_atoms(result: Reconstruction, fitted: Fitted, settings: Settings) -> Re
         "gain": float(model.state.noise.gain[0]),
         "misfit": float(model.state.noise.misfit[0]),
     }
-    atoms, findings = analyse_if_enough(model.atoms, settings.analysis)
-    species = None
+    atoms, species = model.atoms.copy(), None
     if settings.elements:
         heights = torch.as_tensor(atoms.arrays["peak_height"])
         species = assign_species(heights, settings.elements, positions=torch.as_tensor(atoms.positions))
-        named = atoms.copy()
         for element, column in zip(species.elements, species.probabilities.T, strict=True):
-            named.set_array(f"probability_{element}", column.numpy())
+            atoms.set_array(f"probability_{element}", column.numpy())
             numbers[f"atoms_{element}"] = float(species.symbols.count(element))
-        atoms = named
+    atoms, findings = analyse_if_enough(atoms, settings.analysis)
     numbers |= {} if findings is None else findings.metrics()
     return replace(
         result,

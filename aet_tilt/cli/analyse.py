@@ -10,11 +10,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from aet_tilt.cli.work import refuse_to_overwrite, summarise
 from common.atoms.analysis import AnalysisSettings, analyse
 from common.cli.program import Parser
+from common.cli.runs import Clock, keep_inputs, summarise
 from common.cli.settings import add_settings, read_settings
-from common.io import read_cif, read_xyz, sha256
+from common.io import read_atoms, sha256
 from common.io.run_folder import RunFolder
 from common.report import ReportData, write_report
 from common.report.results import atom_sites, write_atoms
@@ -32,9 +32,9 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     settings: AnalysisSettings = read_settings({"": AnalysisSettings}, arguments, arguments.config)[""]
     source: Path = arguments.atoms
     out = arguments.out or source.with_name(f"{source.stem}_run")
-    began = (time.time(), time.process_time())
-    given = (read_cif if source.suffix == ".cif" else read_xyz)(source)
-    refuse_to_overwrite(out, [source])
+    clock = Clock()
+    given = read_atoms(source)
+    keep_inputs(out, [source])
     opened = RunFolder.open(
         out,
         inputs={os.path.relpath(source): sha256(source)},
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
             atoms, findings = analyse(given, settings)
         write_atoms(folder.path, atoms, findings)
         metrics = {"atoms": float(len(atoms)), **findings.metrics()}
-        seconds = {"cpu_seconds": time.process_time() - began[1], "wall_seconds": time.time() - began[0]}
+        seconds = clock.seconds()
         grains = len(findings.grains.lattices)
         page = ReportData(
             title=source.name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from aet_tilt import pipeline
 from aet_tilt.cli.work import add_run_arguments, run_work
 from common.cli.program import Parser
-from common.io import read_cif, read_xyz
+from common.io import read_atoms
 from common.io.tilt_series import TiltFile
 from common.iteration import Observer
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
                 found.stack, found.poses, settings, measured=found.measured, observers=observers
             ),
         )
-    atoms = (read_cif if arguments.atoms.suffix == ".cif" else read_xyz)(arguments.atoms)
+    atoms = read_atoms(arguments.atoms)
 
     def refine(found: TiltFile, settings: pipeline.Settings, observers: Sequence[Observer]) -> pipeline.Reconstruction:
         return pipeline.refine_atoms(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from common.cli.program import Parser
+from common.cli.runs import refuse_to_replace
 from common.cli.settings import add_settings, read_settings
 from common.data import InputError
 from common.io import atomic_write, read_xyz, write_images, write_xyz
@@ -69,9 +70,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
         raise InputError(f"{settings.n_images} images were asked for, expected at least 3")
     if not settings.pixel_size > 0:
         raise InputError(f"the pixel size is {settings.pixel_size}, expected a positive number, in angstrom")
-    there = [file for file in OUTPUTS if (out / file).exists()]
-    if there and not arguments.overwrite:
-        raise InputError(f"{out}: {there[0]} is there already; choose another --out or give --overwrite")
+    refuse_to_replace(out, OUTPUTS, overwrite=arguments.overwrite)
     generator = torch.Generator().manual_seed(settings.seed)
     if arguments.atoms:
         atoms = read_xyz(arguments.atoms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from aet_tilt.cli.outputs import write_outputs
 from aet_tilt.pipeline import Reconstruction, Settings
 from common.cli.program import Parser, choose_device, set_threads
 from common.cli.progress import ProgressObserver
+from common.cli.runs import Clock, keep_inputs, require_one_process, summarise
 from common.cli.settings import add_settings, read_settings
-from common.data import InputError, Poses
+from common.data import Poses
 from common.io import sha256
-from common.io.run_folder import OUTPUTS, RunFolder
+from common.io.run_folder import RunFolder
 from common.io.tilt_series import TiltFile, read_tilt_series
 from common.iteration import Observer
 
@@ -50,18 +50,13 @@ def add_run_arguments(parser: Parser) -> None:
     parser.add_argument("tilts", metavar="TILTS", type=Path, help="an MRC or TIFF stack, .mat, .npy or microscope file")
     parser.add_argument("--element", metavar="EL", help="the one element that is there; the same as --elements EL")
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: TILTS_run beside it)")
-    add_folder_arguments(parser)
-    add_settings(parser, InputSettings, section="input")
-    add_settings(parser, Settings)
-
-
-def add_folder_arguments(parser: Parser) -> None:
-    """The arguments of every command that writes a run folder, but where it is."""
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file or a run.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help="where to compute (default: auto)")
     group.add_argument("--threads", metavar="N", type=int, default=1, help="CPU threads (default: 1)")
+    add_settings(parser, InputSettings, section="input")
+    add_settings(parser, Settings)
 
 
 def run_work(
@@ -83,14 +78,13 @@ def run_work(
     if arguments.element:
         settings = replace(settings, elements=(arguments.element,))
     out = arguments.out or arguments.tilts.with_name(f"{arguments.tilts.stem}_run")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"aet-tilt {command} runs in one process, expected a start without torchrun")
+    require_one_process(f"aet-tilt {command}")
     set_threads(arguments.threads)
     device = choose_device(arguments.device)
-    began = (time.time(), time.process_time())
+    clock = Clock()
     found = read_input(arguments.tilts, reading)
     files = [file for file in (*found.files, *extra_inputs) if file.is_file()]
-    refuse_to_overwrite(out, files)
+    keep_inputs(out, files)
     opened = RunFolder.open(
         out,
         inputs={os.path.relpath(file): sha256(file) for file in files},
@@ -116,28 +110,6 @@ def run_work(
         except KeyboardInterrupt:
             checkpoints.save_all()
             raise
-        seconds = {
-            **progress.seconds,
-            "cpu_seconds": time.process_time() - began[1],
-            "wall_seconds": time.time() - began[0],
-        }
-        write_outputs(folder, found, result, seconds=seconds)
+        write_outputs(folder, found, result, seconds=clock.seconds(progress.seconds))
         summarise(folder)
     return 0
-
-
-def refuse_to_overwrite(out: Path, files: Sequence[Path]) -> None:
-    """The run must not write over its own input."""
-    targets = {os.path.realpath(out / name) for name in OUTPUTS}
-    for file in files:
-        if os.path.realpath(file) in targets:
-            raise InputError(f"{out}: the run would write over its input {file.name}; choose another folder with --out")
-
-
-def summarise(folder: RunFolder) -> None:
-    """Print what a run came to."""
-    for warning in folder.record["warnings"]:
-        print(f"warning: {warning}")
-    for name, value in folder.record["metrics"].items():
-        print(f"{name}: {value:.4g}")
-    print(f"{folder.status}: {folder.path}\nreport: {folder.file('report.html')}")

@@ -102,7 +102,6 @@ class Findings:
 
     def record(self) -> dict[str, object]:
         """All that is not a column of the atoms, as JSON holds it; atoms and grains counted from 1, unknown: null."""
-        each = enumerate(self.grains.lattices)
         rms = zip(COMPONENTS, self.strain_rms().tolist(), strict=True)
         holes = self.vacancies
         around = zip(holes.positions.tolist(), holes.grains.tolist(), holes.neighbours.tolist(), strict=True)
@@ -118,7 +117,7 @@ class Findings:
                     "lattice_constant_sigmas_angstrom": _known(lattice.constant_sigmas),
                     "rms_from_lattice_angstrom": float(lattice.rms),
                 }
-                for k, lattice in each
+                for k, lattice in enumerate(self.grains.lattices)
             ],
             "boundaries": [
                 {

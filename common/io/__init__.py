@@ -1,6 +1,6 @@
 """Reading and writing; the only place where foreign conventions are translated."""
 
-from common.io.atoms import read_cif, read_xyz, write_cif, write_xyz
+from common.io.atoms import read_atoms, read_cif, read_xyz, write_cif, write_xyz
 from common.io.files import atomic_write, sha256
 from common.io.inspection import peek
 from common.io.mrc import read_volume, write_images, write_volume
@@ -14,6 +14,7 @@ __all__ = [
     "atomic_write",
     "check_stack",
     "peek",
+    "read_atoms",
     "read_cif",
     "read_particles",
     "read_volume",

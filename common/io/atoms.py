@@ -167,3 +167,8 @@ def read_cif(path: str | os.PathLike[str]) -> ase.Atoms:
     if len(esd):
         atoms.set_array("position_sigma", np.array([[cif.as_number(value) for value in row] for row in esd]))
     return atoms
+
+
+def read_atoms(path: str | os.PathLike[str]) -> ase.Atoms:
+    """Read a .cif as `read_cif` does, anything else as `read_xyz`; errors as theirs."""
+    return (read_cif if Path(path).suffix == ".cif" else read_xyz)(path)

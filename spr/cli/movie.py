@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.cli.program import Parser, choose_device, set_threads
 from common.cli.progress import ProgressObserver
+from common.cli.runs import Clock, require_one_process
 from common.cli.settings import add_settings, read_settings
 from common.data import InputError
 from common.io import ParticleFile, sha256
@@ -58,10 +59,9 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     given: MovieInput = chosen["input"]
     settings: MovieRoadSettings = chosen[""]
     out: Path = arguments.out or _beside(arguments.movie)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("spr movie runs in one process, expected a start without torchrun")
+    require_one_process("spr movie")
     set_threads(arguments.threads)
-    began = (time.time(), time.process_time())
+    clock = Clock()
     with processes(choose_device(arguments.device)) as device:
         movie = movie_of(arguments.movie, given)
         positions = None if arguments.box_file is None else positions_of(arguments.box_file) * movie.pixel_size
@@ -101,12 +101,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
                         _one_particle(own, particles, shifts, weights.weights, settings, device)
                     results.append((own.status, own.record["metrics"], own.status == "finished"))
                     print(f"particle {k}: {own.status}, {own.file('report.html')}")
-            seconds = {
-                **progress.seconds,
-                "cpu_seconds": time.process_time() - began[1],
-                "wall_seconds": time.time() - began[0],
-            }
-            _finish(folder, movie, tracked, results, seconds)
+            _finish(folder, movie, tracked, results, clock.seconds(progress.seconds))
             print(f"{folder.status}: {folder.path}\nreport: {folder.file('report.html')}")
     return 0
 

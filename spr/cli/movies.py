@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from common.cli.program import Parser, set_threads
+from common.cli.runs import refuse_to_replace
 from common.cli.settings import add_settings, read_settings
 from common.data import InputError
 from common.io.checkpoint import make_folder
@@ -83,9 +84,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     given: MovieInput = chosen["input"]
     settings: MovieSettings = chosen[""]
     out: Path = arguments.out
-    there = [file for file in OUTPUTS[name] if (out / file).exists()]
-    if there and not arguments.overwrite:
-        raise InputError(f"{out}: {there[0]} is there already; choose another --out or give --overwrite")
+    refuse_to_replace(out, OUTPUTS[name], overwrite=arguments.overwrite)
     set_threads(arguments.threads)
     movie = movie_of(arguments.movie, given)
     if name == "background":

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from common.cli.program import Parser
+from common.cli.runs import refuse_to_replace
 from common.cli.settings import add_settings, read_settings
-from common.data import ImageStack, InputError
+from common.data import ImageStack
 from common.io import ParticleFile, atomic_write, read_xyz, write_images, write_particles_star, write_xyz
 from common.io.checkpoint import make_folder
 from common.io.relion import ANGLES, ORIGINS
@@ -72,9 +73,7 @@ def add_arguments(parser: Parser, name: str) -> None:
 def run(arguments: argparse.Namespace, name: str) -> int:
     settings: SimulationSettings = read_settings({"": SimulationSettings}, arguments, arguments.config)[""]
     out: Path = arguments.out
-    there = [file for file in OUTPUTS if (out / file).exists()]
-    if there and not arguments.overwrite:
-        raise InputError(f"{out}: {there[0]} is there already; choose another --out or give --overwrite")
+    refuse_to_replace(out, OUTPUTS, overwrite=arguments.overwrite)
     make_folder(out)
     generator = torch.Generator().manual_seed(settings.seed)
     atoms = read_xyz(arguments.atoms) if arguments.atoms else gold_cluster(settings.n_atoms, generator=generator)

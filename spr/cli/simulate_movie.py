@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from common.cli.program import Parser
+from common.cli.runs import refuse_to_replace
 from common.cli.settings import add_settings, read_settings
-from common.data import InputError
 from common.io import atomic_write, write_images, write_xyz
 from common.io.checkpoint import make_folder
 from common.io.files import write_csv
@@ -33,9 +33,7 @@ def add_arguments(parser: Parser, name: str) -> None:
 def run(arguments: argparse.Namespace, name: str) -> int:
     settings: MovieSimulation = read_settings({"": MovieSimulation}, arguments, arguments.config)[""]
     out: Path = arguments.out
-    there = [file for file in OUTPUTS if (out / file).exists()]
-    if there and not arguments.overwrite:
-        raise InputError(f"{out}: {there[0]} is there already; choose another --out or give --overwrite")
+    refuse_to_replace(out, OUTPUTS, overwrite=arguments.overwrite)
     generator = torch.Generator().manual_seed(settings.seed)
     truth = draw_truth(settings, generator)
     make_folder(out)

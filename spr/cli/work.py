@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.cli.program import Parser, choose_device, set_threads
 from common.cli.progress import ProgressObserver
+from common.cli.runs import Clock, keep_inputs, summarise
 from common.cli.settings import add_settings, read_settings
-from common.data import InputError
 from common.io import ParticleFile, check_stack, read_particles, sha256
 from common.io.checkpoint import is_first_process
-from common.io.run_folder import OUTPUTS, RunFolder
+from common.io.run_folder import RunFolder
 from common.iteration import Observer
 from common.parallel import processes
 from spr.cli.outputs import write_outputs
@@ -96,11 +95,11 @@ def run_work(
     reading, settings = chosen["input"], chosen[""]
     out = arguments.out or arguments.particles.with_name(f"{arguments.particles.stem}_run")
     set_threads(arguments.threads)
-    began = (time.time(), time.process_time())
+    clock = Clock()
     with processes(choose_device(arguments.device)) as device:
         particles = read_particles(arguments.particles, **asdict(reading))
         files = (*particles.files, *extra_inputs)
-        _check_out(out, files)
+        keep_inputs(out, files)
         warnings = check_stack(particles.stack, particles.image_names, source=str(arguments.particles))
         inputs = {os.path.relpath(file): sha256(file) for file in files}
         described = {"input": asdict(reading), **asdict(settings)}
@@ -110,7 +109,7 @@ def run_work(
         with folder:
             if folder.is_complete:
                 _tell(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
-                _summarise(folder)
+                summarise(folder, notes=folder.record.get("notes", ()))
                 return 0
             progress = ProgressObserver()
             on_device = replace(particles, stack=particles.stack.to(device))
@@ -121,40 +120,13 @@ def run_work(
             except KeyboardInterrupt:
                 checkpoints.save_all()
                 raise
-            timing: Mapping[str, float] = {
-                **progress.seconds,
-                "cpu_seconds": time.process_time() - began[1],
-                "wall_seconds": time.time() - began[0],
-            }
+            seconds = clock.seconds(progress.seconds)
             if is_first_process():
-                write(folder, particles, result, extra_warnings=warnings, seconds=timing)
-                _summarise(folder)
+                write(folder, particles, result, extra_warnings=warnings, seconds=seconds)
+                summarise(folder, notes=folder.record.get("notes", ()))
     return 0
-
-
-def _check_out(out: Path, files: Sequence[Path]) -> None:
-    """The run must not write over its own input."""
-    targets = {os.path.realpath(out / name) for name in OUTPUTS}
-    for file in files:
-        if os.path.realpath(file) in targets:
-            raise InputError(f"{out}: the run would write over its input {file.name}; choose another folder with --out")
 
 
 def _tell(line: str) -> None:
     if is_first_process():
         print(line)
-
-
-def _summarise(folder: RunFolder) -> None:
-    if not is_first_process():
-        return
-    for warning in folder.record["warnings"]:
-        print(f"warning: {warning}")
-    for note in folder.record.get("notes", ()):
-        print(f"note: {note}")
-    for name, value in folder.record["metrics"].items():
-        if not isinstance(value, list | dict):
-            print(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
-    print(f"{folder.status}: {folder.path}")
-    if folder.file("report.html").exists():
-        print(f"report: {folder.file('report.html')}")
