@@ -99,7 +99,6 @@ def align(
     poses: Poses,
     settings: AlignmentSettings | None = None,
     *,
-    measured: Tensor | None = None,
     observers: Sequence[Observer] = (),
     name: str = "alignment",
 ) -> AlignmentState:
@@ -109,7 +108,6 @@ def align(
     ----------
     stack : n >= 3 images of one specimen, brighter than its surroundings.
     poses : nominal.
-    measured : (d, d) bool, the pixels that were measured; all when None.
 
     Returns
     -------
@@ -126,7 +124,7 @@ def align(
     than about half a degree this way, and are left to the refinement of atoms unless ``angle_sigma`` asks for them.
     """
     settings = settings or AlignmentSettings()
-    data, starts = prepare(stack, poses, settings, measured=measured)
+    data, starts = prepare(stack, poses, settings)
     first = [start(data, each) for each in starts]
     if len(first) > 1:
         trials = [_trial(each, data, settings) for each in first]
@@ -150,13 +148,10 @@ def _check(stack: ImageStack, poses: Poses, settings: AlignmentSettings) -> None
         raise InputError("angle_sigma and axis_reach are degrees, expected 0 or more")
 
 
-def prepare(
-    stack: ImageStack, poses: Poses, settings: AlignmentSettings, *, measured: Tensor | None = None
-) -> tuple[AlignmentData, list[Poses]]:
+def prepare(stack: ImageStack, poses: Poses, settings: AlignmentSettings) -> tuple[AlignmentData, list[Poses]]:
     """The resampled problem, and the poses to start from."""
     _check(stack, poses, settings)
-    d = stack.box_size
-    measured = torch.ones(d, d, dtype=torch.bool, device=stack.images.device) if measured is None else measured
+    d, measured = stack.box_size, stack.inside
     found = find_particle(stack.images, measured=measured)
     images = (stack.images - found.background[:, None, None]) * measured
     sums = (images * found.inside).sum((-2, -1))

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers
-from torch import Tensor
 
 from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
 from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, for_reconstruction, preprocess
@@ -119,7 +118,6 @@ def reconstruct(
     poses: Poses,
     settings: Settings,
     *,
-    measured: Tensor | None = None,
     observers: Sequence[Observer] = (),
 ) -> Reconstruction:
     """Find the atoms of a specimen from a tilt series.
@@ -127,15 +125,14 @@ def reconstruct(
     Parameters
     ----------
     stack : m raw images, brighter where there is more matter; poses : nominal.
-    measured : (d, d) bool, the pixels that were measured; all when None.
     observers : see every state of every loop; they may resume a run.
 
     Raises
     ------
     InputError : the images cannot be used; one line.
     """
-    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
-    aligned = align_images(clean, settings, measured, observers)
+    clean = preprocess(stack, poses, settings.preprocessing)
+    aligned = align_images(clean, settings, observers)
     maps = make_maps(clean, aligned.poses, settings, observers)
     traced = find_peaks(maps.volume, settings.elements, settings.tracing)
     fitted = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
@@ -147,12 +144,11 @@ def align_series(
     poses: Poses,
     settings: Settings,
     *,
-    measured: Tensor | None = None,
     observers: Sequence[Observer] = (),
 ) -> Reconstruction:
     """The alignment alone: poses with shifts and refined angles. Parameters and errors as for `reconstruct`."""
-    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
-    return conclude(clean, align_images(clean, settings, measured, observers), settings)
+    clean = preprocess(stack, poses, settings.preprocessing)
+    return conclude(clean, align_images(clean, settings, observers), settings)
 
 
 def reconstruct_volume(
@@ -160,12 +156,11 @@ def reconstruct_volume(
     poses: Poses,
     settings: Settings,
     *,
-    measured: Tensor | None = None,
     observers: Sequence[Observer] = (),
 ) -> Reconstruction:
     """Alignment and volume, without atoms. Parameters and errors as for `reconstruct`."""
-    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
-    aligned = align_images(clean, settings, measured, observers)
+    clean = preprocess(stack, poses, settings.preprocessing)
+    aligned = align_images(clean, settings, observers)
     return conclude(clean, aligned, settings, maps=make_maps(clean, aligned.poses, settings, observers))
 
 
@@ -175,7 +170,6 @@ def refine_atoms(
     atoms: Atoms,
     settings: Settings,
     *,
-    measured: Tensor | None = None,
     observers: Sequence[Observer] = (),
 ) -> Reconstruction:
     """Atoms and poses against the images alone; other parameters and errors as for `reconstruct`.
@@ -183,17 +177,18 @@ def refine_atoms(
     atoms : in the frame of the poses, right to half the distance of neighbours; false ones go, missing ones come.
     poses : right to a pixel and a few degrees; they are not aligned before.
     """
-    clean = preprocess(stack, poses, settings.preprocessing, measured=measured)
+    clean = preprocess(stack, poses, settings.preprocessing)
     return conclude(clean, clean, settings, fitted=fit_atoms(clean.stack, clean.poses, atoms, settings, observers))
 
 
 def align_images(
-    clean: Preprocessed, settings: Settings, measured: Tensor | None, observers: Sequence[Observer]
+    clean: Preprocessed, settings: Settings, observers: Sequence[Observer]
 ) -> AlignmentState | Preprocessed:
-    """Poses with shifts, or as they are where alignment is off."""
-    if not settings.align:
+    """Poses with shifts, or as they are where alignment is off or the specimen is a film: what enters and leaves the
+    images with tilt would pull them along; its small shifts are left to the refinement of atoms."""
+    if not (settings.align and clean.isolated):
         return clean
-    return align(clean.stack, clean.poses, settings.alignment, measured=measured, observers=observers)
+    return align(clean.stack, clean.poses, settings.alignment, observers=observers)
 
 
 def make_maps(clean: Preprocessed, poses: Poses, settings: Settings, observers: Sequence[Observer]) -> Maps:
@@ -255,6 +250,8 @@ def conclude(
 ) -> Reconstruction:
     """Numbers and sentences about what was found, as far as the run came."""
     metrics, warnings, notes = {"images": float(len(clean.stack))}, [], clean.notes
+    if settings.align and not clean.isolated:
+        notes = (*notes, "a film, which goes on past the images' borders: they are taken as they are aligned")
     if isinstance(aligned, AlignmentState):
         metrics["alignment_residual"] = float(aligned.residuals.median())
         bad = [str(i + 1) for i in torch.nonzero(aligned.misfit)[:, 0].tolist()]

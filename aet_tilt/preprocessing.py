@@ -43,6 +43,7 @@ class Preprocessed:
     dose : (m,) relative, median 1.
     gain, read_noise : variance = gain * mean + read_noise^2, of single frames.
     frames : (n,) the image that each raw frame went into.
+    isolated : the specimen lies inside of most images; False: a film that goes on past their borders.
     notes : what was found, in words.
     """
 
@@ -53,6 +54,7 @@ class Preprocessed:
     gain: float
     read_noise: float
     frames: Tensor
+    isolated: bool
     notes: tuple[str, ...]
 
 
@@ -60,15 +62,12 @@ def preprocess(
     stack: ImageStack,
     poses: Poses,
     settings: PreprocessingSettings | None = None,
-    *,
-    measured: Tensor | None = None,
 ) -> Preprocessed:
     """Repair, average and measure a tilt series; see `Preprocessed`.
 
     Parameters
     ----------
     stack, poses : as read.
-    measured : (d, d) bool, the pixels that were measured; all when None.
 
     Raises
     ------
@@ -78,7 +77,7 @@ def preprocess(
     if len(stack) != len(poses):
         raise InputError(f"{len(poses)} poses for {len(stack)} images, expected one each")
     notes: list[str] = []
-    noise = estimate_gain(stack.images, measured=measured)
+    noise = estimate_gain(stack.images, measured=stack.measured)
     if not noise.white:
         notes.append("the images hold no white noise: interpolated, denoised or simulated without; the gain is unknown")
     if noise.pedestal > 0:
@@ -94,7 +93,7 @@ def preprocess(
         if int(frames.max()) + 1 < len(frames):
             images, poses = average_frames(images, poses, frames)
             notes.append(f"{len(frames)} frames are averaged to {len(images)} images, one for each angle")
-    found = find_particle(images, measured=measured)
+    found = find_particle(images, measured=stack.measured)
     dose = torch.ones(len(images), dtype=images.dtype, device=images.device)
     if not bool(found.isolated.all()):
         notes.append(
@@ -110,7 +109,15 @@ def preprocess(
             dose = torch.ones_like(dose)
             notes.append("an image has no more in it than its background: doses are not normalised")
     return Preprocessed(
-        replace(stack, images=images), poses, found.background, dose, noise.gain, noise.read_noise, frames, tuple(notes)
+        replace(stack, images=images),
+        poses,
+        found.background,
+        dose,
+        noise.gain,
+        noise.read_noise,
+        frames,
+        bool(found.isolated.any()),
+        tuple(notes),
     )
 
 

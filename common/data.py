@@ -100,11 +100,13 @@ class ImageStack:
     images : (n, d, d), indexed (y, x); electron counts or any linear unit.
     pixel_size : angstrom.
     optics : one row per image, or None when the images are plain projections (no contrast transfer).
+    measured : (d, d) bool, False where images were padded and nothing was measured; None: all was.
     """
 
     images: Tensor
     pixel_size: float
     optics: Optics | None = None
+    measured: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_shape("the image stack", self.images, (None, None, None))
@@ -115,6 +117,8 @@ class ImageStack:
         _check_length("the pixel size", self.pixel_size)
         if self.optics is not None and self.optics.defocus.shape[0] != len(self):
             raise InputError(f"{self.optics.defocus.shape[0]} rows of optics for {len(self)} images, expected one each")
+        if self.measured is not None:
+            _check_shape("the mask of measured pixels", self.measured, self.images.shape[1:])
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -127,9 +131,17 @@ class ImageStack:
     def box_size(self) -> int:
         return self.images.shape[-1]
 
+    @property
+    def inside(self) -> Tensor:
+        """(d, d) bool, True where pixels were measured."""
+        if self.measured is not None:
+            return self.measured
+        return torch.ones(self.images.shape[1:], dtype=torch.bool, device=self.images.device)
+
     def to(self, device: torch.device | str) -> ImageStack:
         optics = None if self.optics is None else self.optics.to(device)
-        return replace(self, images=self.images.to(device), optics=optics)
+        measured = None if self.measured is None else self.measured.to(device)
+        return replace(self, images=self.images.to(device), optics=optics, measured=measured)
 
 
 @dataclass(frozen=True)

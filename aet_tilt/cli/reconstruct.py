@@ -33,15 +33,11 @@ def run(arguments: argparse.Namespace, name: str) -> int:
         return run_work(
             arguments,
             name,
-            lambda found, settings, observers: STAGES[name](
-                found.stack, found.poses, settings, measured=found.measured, observers=observers
-            ),
+            lambda found, settings, observers: STAGES[name](found.stack, found.poses, settings, observers=observers),
         )
     atoms = read_atoms(arguments.atoms)
 
     def refine(found: TiltFile, settings: pipeline.Settings, observers: Sequence[Observer]) -> pipeline.Reconstruction:
-        return pipeline.refine_atoms(
-            found.stack, found.poses, atoms, settings, measured=found.measured, observers=observers
-        )
+        return pipeline.refine_atoms(found.stack, found.poses, atoms, settings, observers=observers)
 
     return run_work(arguments, name, refine, extra_inputs=[arguments.atoms])

@@ -103,7 +103,7 @@ def run_work(
         progress = ProgressObserver()
         metrics, checkpoints = folder.observers()
         poses = Poses(found.poses.rotations.to(device), found.poses.shifts.to(device))
-        here = replace(found, stack=found.stack.to(device), poses=poses, measured=found.measured.to(device))
+        here = replace(found, stack=found.stack.to(device), poses=poses)
         try:
             with folder.computing(arguments.tilts):
                 result = compute(here, settings, (metrics, checkpoints, progress))

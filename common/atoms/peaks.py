@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers, covalent_radii, reference_states
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 class PeakSettings:
     """How maxima of a map become atoms.
 
-    minimum_distance : angstrom, no two atoms are closer; 0: 0.75 x the shortest bond of the elements, or 2 angstrom.
+    minimum_distance : angstrom, no two atoms are closer; 0: 0.7 x the shortest bond of the elements, or 1.9 angstrom.
     smoothing : angstrom, rms of the Gaussian under which maxima are looked for; the fit sees the map as it is.
     threshold : lowest height of an atom, of the height that the highest tenth reach; 0: where heights part in two.
     """
@@ -44,10 +44,20 @@ class PeakSettings:
             raise InputError(f"the threshold is {self.threshold}, expected a fraction in [0, 1)")
 
 
+_NEIGHBOURS = {"fcc": 2**-0.5, "hcp": 1.0, "bcc": 0.75**0.5, "diamond": 0.1875**0.5}  # of the lattice constant
+
+
 def bond_length(elements: tuple[str, ...]) -> float:
-    """The shortest bond of the elements from their covalent radii, angstrom; 2.7 where none is known."""
-    radii = [float(covalent_radii[atomic_numbers[e]]) for e in elements if atomic_numbers.get(e, 0) > 0]
-    return 2 * min(radii) if radii else 2.7
+    """The shortest bond of the elements, angstrom: twice the covalent radius or, where that is shorter (such as in
+    bcc metals), the neighbours' distance in the element's crystal; 2.7 where no element is known."""
+    known = [atomic_numbers[e] for e in elements if atomic_numbers.get(e, 0) > 0]
+    return min((bond for number in known for bond in _bonds_of(number)), default=2.7)
+
+
+def _bonds_of(number: int) -> tuple[float, ...]:
+    covalent, crystal = 2 * float(covalent_radii[number]), dict(reference_states[number] or {})
+    spacing = _NEIGHBOURS.get(str(crystal.get("symmetry")))
+    return (covalent,) if spacing is None else (covalent, spacing * float(str(crystal["a"])))
 
 
 def find_peaks(
@@ -85,7 +95,7 @@ def find_peaks(
     places, heights = maxima(smooth, mask)
     if len(heights) < 2 or float(heights.max()) <= 0:
         raise InputError("the volume has no maxima, expected atoms; is its contrast inverted?")
-    distance = settings.minimum_distance or 0.75 * bond_length(elements)
+    distance = settings.minimum_distance or 0.7 * bond_length(elements)
     chosen = apart(places * volume.voxel_size, heights, distance)
     places, heights = places[chosen], heights[chosen]
     if settings.threshold:

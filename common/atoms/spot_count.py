@@ -156,8 +156,8 @@ def score_points(stack: ImageStack, state: SpotState, points: Floats) -> tuple[F
     slope, information = torch.zeros_like(places[:, 0]), torch.zeros_like(places[:, 0])
     variance = float(here.b_factors.median()) / EIGHT_PI2 / pixel**2
     for row in image_batches(len(here.scales), 1, here.scales.device):
-        expected, signal, images = compared(here, stack, row)
-        weight = 1 / state.noise.images(row).variance(expected, signal)
+        expected, signal, images, inside = compared(here, stack, row)
+        weight = inside / state.noise.images(row).variance(expected, signal)
         spread = max(variance + float(here.blurs[row]) / pixel**2, 0.05)
         fields = torch.cat((_blurred((images - expected) * weight, spread), _blurred(weight, spread / 2)))
         scale = float(here.scales[row])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,14 +110,25 @@ def signal_of(parameters: SpotParameters, patches: Patches) -> Tensor:
 def predict(parameters: SpotParameters, stack: ImageStack, *, batch_size: int = 8) -> Tensor:
     """The expected images (m, d, d) of the model; ``stack`` gives box, pixel size and type."""
     batches = image_batches(len(parameters.scales), batch_size, parameters.scales.device)
-    return torch.cat([compared(parameters, stack, rows)[0] for rows in batches])
+    return torch.cat([compared(parameters, stack, rows).expected for rows in batches])
 
 
-def compared(parameters: SpotParameters, stack: ImageStack, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected counts, those above background, and the measured ones of the images at ``rows``, (b, d, d) each."""
+class Compared(NamedTuple):
+    """expected : (b, d, d) counts. signal : of them above background. images : measured. inside : (d, d) 1 where they
+    were, 0 elsewhere."""
+
+    expected: Tensor
+    signal: Tensor
+    images: Tensor
+    inside: Tensor
+
+
+def compared(parameters: SpotParameters, stack: ImageStack, rows: Tensor) -> Compared:
+    """The model of the images at ``rows`` beside what was measured."""
     basis, part = basis_for(parameters, stack), parameters.images(rows)
     signal = signal_of(part, lay_out(part, stack))
-    return signal + torch.einsum("mk,kyx->myx", part.backgrounds.to(basis), basis), signal, stack.images[rows].to(basis)
+    expected = signal + torch.einsum("mk,kyx->myx", part.backgrounds.to(basis), basis)
+    return Compared(expected, signal, stack.images[rows].to(basis), stack.inside.to(basis))
 
 
 def basis_for(parameters: SpotParameters, stack: ImageStack) -> Tensor:
@@ -153,7 +165,7 @@ def moved(parameters: SpotParameters, atoms: Tensor, widening: Tensor, own: Tens
     )
 
 
-def log_likelihood(images: Tensor, expected: Tensor, signal: Tensor, noise: CountNoise) -> Tensor:
+def log_likelihood(model: Compared, noise: CountNoise) -> Tensor:
     """(m,) nats of each image up to a constant of the data, float64.
 
     Poisson counts of ``gain`` with Gaussian noise, as a Poisson variable shifted by its variance [1]_; where the model
@@ -164,9 +176,12 @@ def log_likelihood(images: Tensor, expected: Tensor, signal: Tensor, noise: Coun
     .. [1] Snyder et al., "Image recovery from data acquired with a charge-coupled-device camera", J. Opt. Soc. Am. A
        10, 1014 (1993). doi:10.1364/JOSAA.10.001014
     """
+    expected, signal, images, inside = model
     gain, read, misfit = (v.to(expected)[:, None, None] for v in (noise.gain, noise.read, noise.misfit))
     variance = noise.variance(expected, signal)
     if float(misfit.max()) > 0:
-        return (-((images - expected) ** 2) / variance - torch.log(variance)).double().sum((1, 2)) / 2
-    rate = variance / gain**2
-    return ((images + read / gain) / gain * torch.log(rate) - rate).double().sum((1, 2))
+        nats = (-((images - expected) ** 2) / variance - torch.log(variance)) / 2
+    else:
+        rate = variance / gain**2
+        nats = (images + read / gain) / gain * torch.log(rate) - rate
+    return (nats * inside).double().sum((1, 2))

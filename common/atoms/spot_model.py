@@ -71,7 +71,9 @@ def spot_model(
     settings = settings or SpotSettings()
     system = linearised(state, stack, groups_of(atoms, settings), settings)
     blocks, _ = atom_information(system)
-    alone = torch.linalg.inv(blocks + 1e-9 * torch.diag_embed(torch.diagonal(blocks, dim1=1, dim2=2)))
+    diagonal = torch.diagonal(blocks, dim1=1, dim2=2)
+    ridge = 1e-9 * (diagonal + diagonal.median(0).values)  # an atom that no image sees has no information
+    alone = torch.linalg.inv(blocks + torch.diag_embed(ridge))
     places, height = torch.diagonal(alone, dim1=1, dim2=2)[:, 1:], alone[:, 0, 0]
     count = min(8, max(2, math.ceil(_PROBED / len(atoms))))
     generator = step_generator(seed, 0, stack.images.device)
@@ -153,12 +155,13 @@ def predict_images(
     state = fit_images(stack, poses, model, settings)
     r1s, correlations, weights = [], [], []
     for rows in image_batches(len(stack), settings.batch_size, stack.images.device):
-        expected, signal, images = compared(state.parameters, stack, rows)
-        measured = images - (expected - signal)
-        r1s.append((measured - signal).abs().sum((1, 2)))
-        weights.append(measured.abs().sum((1, 2)))
-        a, b = measured - measured.mean((1, 2), keepdim=True), signal - signal.mean((1, 2), keepdim=True)
-        correlations.append((a * b).sum((1, 2)) / (a.square().sum((1, 2)) * b.square().sum((1, 2))).sqrt())
+        expected, signal, images, inside = compared(state.parameters, stack, rows)
+        seen = inside.bool().expand_as(images)
+        measured, signal = ((part[seen].view(len(rows), -1)) for part in (images - (expected - signal), signal))
+        r1s.append((measured - signal).abs().sum(1))
+        weights.append(measured.abs().sum(1))
+        a, b = measured - measured.mean(1, keepdim=True), signal - signal.mean(1, keepdim=True)
+        correlations.append((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt())
     difference, total = torch.cat(r1s), torch.cat(weights)
     each = torch.cat(correlations)
     return Prediction(float(difference.sum() / total.sum()), float(each.mean()), difference / total, each, state)

@@ -13,7 +13,7 @@ from common.data import ImageStack
 def flat_noise(stack: ImageStack) -> CountNoise:
     """A first guess: electrons are counted one by one, and what the darkest tenth of each image scatters more is read
     noise; images below zero on average, or in other units, get all of their scatter there."""
-    images = stack.images.flatten(1).double()
+    images = stack.images.flatten(1)[:, stack.inside.flatten()].double()
     dark = images.topk(max(2, images.shape[1] // 10), dim=1, largest=False).values
     spread = (images[:, 1:] - images[:, :-1]).square().median(1).values / 0.91  # of two equal normal variables
     level = images.mean(1).clamp(min=1e-12)
@@ -42,8 +42,8 @@ def measure_noise(
     matrix = torch.zeros(3, 3, dtype=torch.float64, device=device)
     right, total = matrix[0].clone(), 0.0
     for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
-        expected, signal, images = compared(parameters, stack, rows)
-        weight = noise.images(rows).variance(expected, signal).reciprocal().double().flatten()
+        expected, signal, images, inside = compared(parameters, stack, rows)
+        weight = (inside / noise.images(rows).variance(expected, signal)).double().flatten()
         terms = torch.stack((expected, torch.ones_like(expected), signal**2)).flatten(1).double() * weight
         square = (images - expected).square().double().flatten() * weight
         matrix += terms @ terms.T

@@ -94,12 +94,13 @@ def linearise(
     damping : of Levenberg, for the images' own parameters.
     """
     basis, batches = basis_for(parameters, stack), []
+    inside = stack.inside.to(basis)
     for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
         part, images = parameters.images(rows), stack.images[rows].to(basis)
         patches = lay_out(part, stack)
         signal = signal_of(part, patches)
         expected = signal + torch.einsum("mk,kyx->myx", part.backgrounds.to(basis), basis)
-        weight = 1 / noise.images(rows).variance(expected, signal)
+        weight = inside / noise.images(rows).variance(expected, signal)
         residual = (images - expected) * weight
         free = torch.isfinite(own_precision[rows])
         columns = _own_columns(part, patches, signal, basis, stack.pixel_size) * free[:, :, None].to(basis)
@@ -188,7 +189,8 @@ def noise_slope(system: Linearised, generator: torch.Generator) -> Shared:
     total = system.precision * 0.0
     for batch in system.batches:
         shape, kind = batch.weight.shape, batch.weight.dtype
-        drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=kind) / batch.weight.sqrt()
+        drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=kind)
+        drawn = drawn / batch.weight.sqrt().clamp(min=1e-18)  # none comes from where nothing was measured
         total = total + _across(batch, system, _reduced(batch, drawn))
     return total
 

@@ -166,7 +166,7 @@ def start(
     noise = measure_noise(parameters, stack, flat_noise(stack), misfit=settings.misfit)
     if first is None:
         # where a rough model expects next to nothing, single counts would weigh without bound
-        doubt = 0.3 * noise.gain * stack.images.double().mean((1, 2)).clamp(min=0)
+        doubt = 0.3 * noise.gain * stack.images[:, stack.inside].double().mean(1).clamp(min=0)
         noise = replace(noise, read=torch.maximum(noise.read, doubt))
     return SpotState(
         iteration=0,
@@ -220,11 +220,14 @@ def first_parameters(stack: ImageStack, poses: Poses, atoms: Atoms, settings: Sp
 def _scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Tensor, float]:
     """Scale and background (m, 1 + k) of each image by least squares, and the sum of squares that is left."""
     basis, rows, left = basis_for(bare, stack), [], 0.0
+    inside = stack.inside.flatten()
     for batch in image_batches(len(stack), batch_size, stack.images.device):
         part = bare.images(batch)
         signal = signal_of(part, lay_out(part, stack))
-        columns = torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2).double()
-        images = stack.images[batch].double().flatten(1)[..., None]
+        columns = (
+            torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2)[..., inside].double()
+        )
+        images = stack.images[batch].double().flatten(1)[:, inside, None]
         found = torch.linalg.lstsq(columns @ columns.mT, columns @ images).solution
         rows.append(found[..., 0])
         left += float((images - columns.mT @ found).square().sum())
@@ -337,8 +340,7 @@ def image_likelihoods(parameters: SpotParameters, stack: ImageStack, noise: Coun
     """(m,) nats of each image."""
     found = []
     for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
-        expected, signal, images = compared(parameters, stack, rows)
-        found.append(log_likelihood(images, expected, signal, noise.images(rows)))
+        found.append(log_likelihood(compared(parameters, stack, rows), noise.images(rows)))
     return torch.cat(found)
 
 
@@ -346,14 +348,14 @@ def gained(here: SpotParameters, there: SpotParameters, stack: ImageStack, noise
     """Nats that the images gain from here to there, with the variance of here where the model is not exact."""
     total = 0.0
     for rows in image_batches(len(here.scales), batch_size, here.scales.device):
-        (old, old_signal, images), (new, new_signal, _) = (compared(p, stack, rows) for p in (here, there))
+        old, new = (compared(p, stack, rows) for p in (here, there))
         part = noise.images(rows)
         if float(noise.misfit.max()) > 0:
-            weight = 1 / part.variance(old, old_signal)
-            total += float(((images - old).square() - (images - new).square()).mul(weight).double().sum()) / 2
+            weight = old.inside / part.variance(old.expected, old.signal)
+            squares = [(model.images - model.expected).square() for model in (old, new)]
+            total += float((squares[0] - squares[1]).mul(weight).double().sum()) / 2
         else:
-            after = log_likelihood(images, new, new_signal, part)
-            total += float((after - log_likelihood(images, old, old_signal, part)).sum())
+            total += float((log_likelihood(new, part) - log_likelihood(old, part)).sum())
     return total
 
 

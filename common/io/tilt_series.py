@@ -42,10 +42,9 @@ _FEWEST = 3
 class TiltFile:
     """A tilt series as it was read.
 
-    stack : the images, float32, square; others are padded, with a note.
+    stack : the images, float32, square; others are padded, with a note and the mask of what was measured.
     poses : from the angles, the tilt axis and the .xf; shifts are 0 without an .xf.
     tilt_angles : (n,) degrees, sign applied; None where the file has Euler triplets.
-    measured : (d, d) bool, the pixels that were measured and not padded.
     notes : what was assumed, in words.
     files : every file that was read.
     """
@@ -53,7 +52,6 @@ class TiltFile:
     stack: ImageStack
     poses: Poses
     tilt_angles: Tensor | None
-    measured: Tensor
     notes: tuple[str, ...]
     files: tuple[Path, ...]
 
@@ -140,14 +138,14 @@ def read_tilt_series(
         rotations, shifts, xf_notes = _apply_transforms(transform, rotations, images.shape)
         axis_notes += xf_notes
     squared, measured, pad_notes = _square(file.name, images)
-    stack = ImageStack(squared, size)
+    stack = ImageStack(squared, size, measured=measured)
     names = [f"{k + 1:06d}@{file.name}" for k in range(len(images))]
     inner = ImageStack(images, size) if images.shape[1] == images.shape[2] else stack
     warned = check_stack(inner, names, minimum_images=_FEWEST, source=str(file))
     poses = Poses(rotations.float(), (shifts * size).float())
     files = tuple(dict.fromkeys(f for f in (file, found, mdoc, transform) if f is not None))
     all_notes = (*notes, *size_notes, *axis_notes, *pad_notes, *warned)
-    return TiltFile(stack, poses, None if tilts is None else tilts.float(), measured, all_notes, files)
+    return TiltFile(stack, poses, None if tilts is None else tilts.float(), all_notes, files)
 
 
 def require_image_file(path: str | os.PathLike[str]) -> Path:
@@ -199,12 +197,13 @@ def _apply_transforms(file: Path, rotations: Tensor, shape: Sequence[int]) -> tu
     return in_plane @ rotations, centres - half, (said, *notes)
 
 
-def _square(name: str, images: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Pad to a square with each image's median, origin pixel on origin pixel; and which pixels were measured."""
+def _square(name: str, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Pad to a square with each image's median, origin pixel on origin pixel; and which pixels were measured (all:
+    None)."""
     n, height, width = images.shape
     side = max(height, width)
     if height == width:
-        return images, torch.ones(side, side, dtype=torch.bool), ()
+        return images, None, ()
     top, left = side // 2 - height // 2, side // 2 - width // 2
     edges = images[:, :, [0, -1]].flatten(1) if width < height else images[:, [0, -1]].flatten(1)
     padded = edges.median(1).values[:, None, None].expand(n, side, side).clone()

@@ -47,7 +47,7 @@ def test_other_image_is_not_padded_silently(tmp_path: Path) -> None:
     tilts = read_tilt_series(_write(tmp_path, images))
     assert tilts.stack.images.shape == (N, 14, 14)
     assert torch.equal(tilts.stack.images[:, 3:12], images)  # pixel 9 // 2 on pixel 14 // 2
-    assert torch.equal(tilts.measured.nonzero()[[0, -1]], torch.tensor([[3, 0], [11, 13]]))
+    assert torch.equal(tilts.stack.inside.nonzero()[[0, -1]], torch.tensor([[3, 0], [11, 13]]))
     assert any("14 x 9" in note for note in tilts.notes)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 
+from common.atoms.peaks import bond_length
 from common.atoms.species import assign_species
 from common.atoms.spot_count import settle_count
 from common.atoms.spot_image import SpotParameters, predict
@@ -92,6 +93,26 @@ def test_the_number_of_images_at_a_time_changes_nothing() -> None:
     torch.testing.assert_close(first.parameters.positions, second.parameters.positions, atol=1e-5, rtol=0)
 
 
+def test_pixels_that_were_not_measured_say_nothing() -> None:
+    """Whatever images are padded with, the atoms, their sigmas and what is predicted are the same bits."""
+    truth, poses, stack = _truth()
+    inside = torch.zeros(40, 40, dtype=torch.bool)
+    inside[9:31, 2:38] = True
+    found = []
+    for padding in (0.0, 7.0, 1e4):
+        padded = ImageStack(torch.where(inside, stack.images, padding), PIXEL, measured=inside)
+        settings = SpotSettings(max_steps=4)
+        state = refine_spots(padded, poses, truth, settings)
+        model = spot_model(padded, state, truth, settings)
+        found.append((model.atoms, predict_images(padded, poses, model, settings).r1))
+    (first, r1), others = found[0], found[1:]
+    for atoms, other in others:
+        assert other == r1
+        for name in ("positions", "peak_height", "position_sigma", "position_bound"):
+            assert np.array_equal(atoms.arrays[name], first.arrays[name])
+    assert _rmsd(first.positions, truth.positions) < 0.1
+
+
 def test_missing_atoms_come_and_false_ones_go() -> None:
     truth, poses, stack = _truth()
     wrong = truth[2:]
@@ -106,6 +127,14 @@ def _rmsd_matched(found: np.ndarray, truth: np.ndarray) -> float:
     nearest = np.linalg.norm(found[:, None] - truth, axis=2)
     assert len(set(nearest.argmin(1))) == len(truth)
     return float(nearest.min(1).max())
+
+
+def test_the_shortest_bond_is_that_of_the_crystal_where_it_is_shorter() -> None:
+    """Distances of neighbours: gold's covalent radius 1.36, bcc tantalum a = 3.31, diamond-like silicon 2 x 1.11."""
+    assert bond_length(("Au",)) == pytest.approx(2.72)
+    assert bond_length(("Ta",)) == pytest.approx(2.867, abs=0.01)
+    assert bond_length(("Si", "Ta")) == pytest.approx(2.22)
+    assert bond_length(()) == bond_length(("X",)) == 2.7
 
 
 def test_species_despite_a_trend() -> None:
