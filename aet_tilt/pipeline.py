@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers
 
 from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
-from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, for_reconstruction, preprocess
-from aet_tilt.reconstruction.methods import ReconstructionSettings, choose_method, find_support, reconstruct_values
-from aet_tilt.reconstruction.problem import make_problem
+from aet_tilt.film import FilmSettings, film_held_out_r1, map_film, trace_film
+from aet_tilt.maps import Maps, make_maps
+from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, preprocess
+from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
 from common.atoms.analysis import AnalysisSettings, Findings, analyse_if_enough
 from common.atoms.peaks import PeakSettings, find_peaks
 from common.atoms.species import Species, assign_species
 from common.atoms.spot_count import SpotCountSettings, settle_count
 from common.atoms.spot_model import Prediction, SpotModel, predict_images, spot_model
 from common.atoms.spots import SpotSettings, SpotState, refine_spots
-from common.data import ImageStack, InputError, Poses, Volume
+from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer
-from common.resolution import FSC, fourier_shell_correlation
-
-Method = Literal["auto", "sieve", "sparse", "resire", "genfire", "est", "sirt", "sart", "art", "cgls", "fbp"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Settings:
     preprocessing : hot pixels, repeats, dose.
     alignment : of the images.
     reconstruction : of the volume.
+    film : of a specimen that goes on past the images' borders.
     tracing : of atoms in the volume.
     count : when an atom is real.
     atoms : atoms and poses against the counts.
@@ -46,12 +45,13 @@ class Settings:
     """
 
     elements: tuple[str, ...] = ()
-    method: Method = "fbp"
+    method: MethodOrAuto = "fbp"
     align: bool = True
     held_out_every: int = 7
     preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
+    film: FilmSettings = field(default_factory=FilmSettings)
     tracing: PeakSettings = field(default_factory=PeakSettings)
     count: SpotCountSettings = field(default_factory=SpotCountSettings)
     atoms: SpotSettings = field(default_factory=SpotSettings)
@@ -63,16 +63,6 @@ class Settings:
         for element in ",".join(self.elements).split(",") if self.elements else ():
             if atomic_numbers.get(element, 0) < 1:
                 raise InputError(f"the element is {element!r}, expected a chemical symbol such as Au")
-
-
-@dataclass(frozen=True)
-class Maps:
-    """volume : of all images. halves : of every second image each. fsc : of the halves. reason : of the method."""
-
-    volume: Volume
-    halves: tuple[Volume, Volume]
-    fsc: FSC
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -133,10 +123,20 @@ def reconstruct(
     """
     clean = preprocess(stack, poses, settings.preprocessing)
     aligned = align_images(clean, settings, observers)
-    maps = make_maps(clean, aligned.poses, settings, observers)
+    if not clean.isolated:
+        return reconstruct_film(clean, settings, observers)
+    maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
     traced = find_peaks(maps.volume, settings.elements, settings.tracing)
     fitted = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
     return conclude(clean, aligned, settings, maps=maps, fitted=fitted)
+
+
+def reconstruct_film(clean: Preprocessed, settings: Settings, observers: Sequence[Observer]) -> Reconstruction:
+    """The atoms of a film, from its volume."""
+    made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
+    atoms = trace_film(made, settings.elements, settings.tracing, settings.film)
+    r1 = film_held_out_r1(made, settings.held_out_every)
+    return conclude(clean, clean, settings, maps=made.maps, traced=atoms, held_out_r1=r1)
 
 
 def align_series(
@@ -161,7 +161,11 @@ def reconstruct_volume(
     """Alignment and volume, without atoms. Parameters and errors as for `reconstruct`."""
     clean = preprocess(stack, poses, settings.preprocessing)
     aligned = align_images(clean, settings, observers)
-    return conclude(clean, aligned, settings, maps=make_maps(clean, aligned.poses, settings, observers))
+    if not clean.isolated:
+        made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
+        return conclude(clean, aligned, settings, maps=made.maps)
+    maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
+    return conclude(clean, aligned, settings, maps=maps)
 
 
 def refine_atoms(
@@ -189,24 +193,6 @@ def align_images(
     if not (settings.align and clean.isolated):
         return clean
     return align(clean.stack, clean.poses, settings.alignment, observers=observers)
-
-
-def make_maps(clean: Preprocessed, poses: Poses, settings: Settings, observers: Sequence[Observer]) -> Maps:
-    """The volume by the chosen method, and two of half the images each."""
-    images = for_reconstruction(clean)
-    posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
-    problem = find_support(make_problem(images, posed), settings.reconstruction)
-    chosen, method, reason = settings.reconstruction, settings.method, "as asked for"
-    if method == "auto":
-        choice = choose_method(problem, settings.reconstruction)
-        chosen, method, reason = choice.settings, choice.method, choice.reason
-    rows = torch.arange(len(images), device=images.images.device)
-    parts = (("volume", rows), ("half1", rows[::2]), ("half2", rows[1::2]))
-    values = [
-        reconstruct_values(problem.subset(part), method, chosen, name=name, observers=observers) for name, part in parts
-    ]
-    whole, one, two = (Volume(v, images.pixel_size) for v in values)
-    return Maps(whole, (one, two), fourier_shell_correlation(one, two), reason)
 
 
 def fit_atoms(
@@ -247,8 +233,13 @@ def conclude(
     *,
     maps: Maps | None = None,
     fitted: Fitted | None = None,
+    traced: Atoms | None = None,
+    held_out_r1: float = math.nan,
 ) -> Reconstruction:
-    """Numbers and sentences about what was found, as far as the run came."""
+    """Numbers and sentences about what was found, as far as the run came.
+
+    traced : the atoms of a film, with R1 of the images left out; others are ``fitted``.
+    """
     metrics, warnings, notes = {"images": float(len(clean.stack))}, [], clean.notes
     if settings.align and not clean.isolated:
         notes = (*notes, "a film, which goes on past the images' borders: they are taken as they are aligned")
@@ -261,14 +252,16 @@ def conclude(
         metrics["resolution_fsc_0.143_angstrom"] = float(maps.fsc.resolution() or 0.0)
         notes = (*notes, f"reconstruction: {maps.reason}")
     result = Reconstruction(clean.stack, aligned.poses, notes, tuple(warnings), metrics, maps)
+    if traced is not None:
+        sigma = 100 * math.sqrt(3) * float(traced.arrays["position_sigma"].mean())
+        return with_structure(result, traced, settings, {"position_sigma_pm": sigma, "held_out_r1": held_out_r1})
     return result if fitted is None else with_atoms(result, fitted, settings)
 
 
 def with_atoms(result: Reconstruction, fitted: Fitted, settings: Settings) -> Reconstruction:
-    """Add the atoms, how likely each is of which species, and the structure that they make."""
+    """Add refined atoms and poses, and how well images left out are predicted."""
     model, left_out = fitted.model, fitted.left_out
     numbers = {
-        "atoms": float(len(model.atoms)),
         "position_sigma_pm": model.sigma_pm,
         "position_bound_pm": model.bound_pm,
         "held_out_r1": left_out.r1,
@@ -276,7 +269,19 @@ def with_atoms(result: Reconstruction, fitted: Fitted, settings: Settings) -> Re
         "gain": float(model.state.noise.gain[0]),
         "misfit": float(model.state.noise.misfit[0]),
     }
-    atoms, species = model.atoms.copy(), None
+    refined = replace(result, poses=model.poses, model=model, left_out=left_out)
+    return with_structure(refined, model.atoms, settings, numbers)
+
+
+def with_structure(
+    result: Reconstruction, atoms: Atoms, settings: Settings, numbers: Mapping[str, float]
+) -> Reconstruction:
+    """Add the atoms, how likely each is of which species, and the structure that they make.
+
+    numbers : metrics of how they were found.
+    """
+    atoms, species = atoms.copy(), None
+    numbers = {"atoms": float(len(atoms)), **numbers}
     if settings.elements:
         heights = torch.as_tensor(atoms.arrays["peak_height"])
         species = assign_species(heights, settings.elements, positions=torch.as_tensor(atoms.positions))
@@ -287,10 +292,7 @@ def with_atoms(result: Reconstruction, fitted: Fitted, settings: Settings) -> Re
     numbers |= {} if findings is None else findings.metrics()
     return replace(
         result,
-        poses=model.poses,
         metrics={**result.metrics, **numbers},
-        model=model,
-        left_out=left_out,
         atoms=atoms,
         species=species,
         findings=findings,

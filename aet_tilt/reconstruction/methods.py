@@ -16,6 +16,7 @@ from common.data import ImageStack, InputError, Poses, Volume
 from common.iteration import Observer, run_stage
 
 Method = Literal["sieve", "sparse", "resire", "genfire", "est", "sirt", "sart", "art", "cgls", "fbp"]
+MethodOrAuto = Literal["auto", Method]
 _TIE = 0.005  # relative difference of squared errors that says nothing: the method named first is taken
 _BAND = 48  # rows that large boxes are judged by
 _WIDTHS, _WEIGHTS = (0.55, 0.4, 0.75), (0.03, 0.1)  # tried; a step changes the held-out R1 by a few per mille

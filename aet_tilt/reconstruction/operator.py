@@ -165,6 +165,42 @@ class TiltOperator:
         return slices.transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class WindowedOperator:
+    """Another operator, whose images were measured in part: elsewhere they are 0, and say nothing.
+
+    operator : of whole images. window : of their shape, 1 where they were measured, 0 elsewhere.
+    """
+
+    operator: Operator
+    window: Tensor
+
+    @property
+    def poses(self) -> Poses:
+        return self.operator.poses
+
+    @property
+    def box_size(self) -> int:
+        return self.operator.box_size
+
+    @property
+    def pixel_size(self) -> float:
+        return self.operator.pixel_size
+
+    def __len__(self) -> int:
+        return len(self.operator)
+
+    def project(self, values: Tensor) -> Tensor:
+        return self.operator.project(values) * self.window
+
+    def backproject(self, images: Tensor) -> Tensor:
+        return self.operator.backproject(images * self.window)
+
+    def subset(self, index: Tensor) -> WindowedOperator:
+        """The same for some of the poses."""
+        return replace(self, operator=self.operator.subset(index))
+
+
 def _place(values: Tensor, size: int, dim: int) -> Tensor:
     """Zero-pad an axis to ``size`` with its origin, pixel ``d // 2``, at index 0."""
     d = values.shape[dim]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aet_tilt.reconstruction.levelling import level
-from aet_tilt.reconstruction.operator import Operator, TiltOperator, make_operator
+from aet_tilt.reconstruction.operator import Operator, TiltOperator, WindowedOperator, make_operator
 from common.data import ImageStack, InputError, Poses
 from common.fourier import shift_images
 from common.iteration import State
@@ -44,7 +44,8 @@ class VolumeState(State):
 def make_problem(stack: ImageStack, poses: Poses, support: Tensor | None = None) -> Problem:
     """The problem of a stack without background, with the whole box as support unless another is given.
 
-    Images whose tilt axis lies at an angle in their plane are turned first, so that it runs along y.
+    Images whose tilt axis lies at an angle in their plane are turned first, so that it runs along y. Pixels that were
+    not measured are left out.
 
     Raises
     ------
@@ -67,7 +68,11 @@ def make_problem(stack: ImageStack, poses: Poses, support: Tensor | None = None)
         )
     if len(poses):
         stack, poses = level(stack, poses)
-    return Problem(make_operator(poses, d, stack.pixel_size), stack.images, support.to(stack.images))
+    operator: Operator = make_operator(poses, d, stack.pixel_size)
+    window = stack.inside.to(stack.images)
+    if stack.measured is not None:
+        operator = WindowedOperator(operator, window)
+    return Problem(operator, stack.images * window, support.to(stack.images))
 
 
 def r_factor(predicted: Tensor, measured: Tensor) -> float:
@@ -105,11 +110,16 @@ def row_band(problem: Problem, n_rows: int) -> Problem:
     Images (n, r, d) and support (d, r, d), r = min(n_rows, d); the problem as it is when the poses mix the rows.
     """
     operator, d = problem.operator, problem.images.shape[-1]
-    if not isinstance(operator, TiltOperator) or n_rows >= d:
+    window = operator.window if isinstance(operator, WindowedOperator) else None
+    whole = operator.operator if isinstance(operator, WindowedOperator) else operator
+    if not isinstance(whole, TiltOperator) or n_rows >= d:
         return problem
     still = torch.zeros_like(operator.poses.shifts)
     along_y = torch.stack((still[:, 0], operator.poses.shifts[:, 1]), -1)
     images = shift_images(problem.images, -along_y / operator.pixel_size)
     rows = slice(d // 2 - n_rows // 2, d // 2 - n_rows // 2 + n_rows)
     level = Poses(operator.poses.rotations, operator.poses.shifts - along_y)
-    return Problem(make_operator(level, d, operator.pixel_size), images[:, rows], problem.support[:, rows])
+    cut: Operator = make_operator(level, d, operator.pixel_size)
+    if window is not None:
+        cut = WindowedOperator(cut, window[rows])
+    return Problem(cut, images[:, rows], problem.support[:, rows])

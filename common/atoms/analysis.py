@@ -123,7 +123,7 @@ class Findings:
                 {
                     "grains": [int(g) + 1 for g in b.grains],
                     "kind": b.kind,
-                    "misorientation_degrees": float(b.angle),
+                    "misorientation_degrees": float(b.angle) if math.isfinite(b.angle) else None,
                     "axis": _known(b.axis),
                     "bonds_across": int(b.bonds),
                 }

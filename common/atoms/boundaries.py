@@ -21,6 +21,7 @@ TWIN, FAULT, EXTRINSIC, LAMELLA, BOUNDARY = (
 )  # fmt: skip
 _BRANDON = 15 / math.sqrt(3)  # degrees from the exact coincidence of Sigma 3
 _MISFIT = 0.25
+_IN_GRAINS = 0.5  # of the atoms beside a plane
 _LEAST = 5  # atoms of a plane
 
 
@@ -101,7 +102,8 @@ def find_planes(atoms: Atoms, structure: LocalStructure, grains: Grains) -> tupl
     Notes
     -----
     hcp atoms are joined along bonds within their basal planes; layers of at least 5 atoms count. Parallel layers that
-    face each other are one fault when they are one interplanar distance apart, or two (extrinsic).
+    face each other are one fault when they are one interplanar distance apart, or two (extrinsic). What no grain lies
+    beside, as in a glass, is none.
     """
     positions = finite_positions(atoms, "the atom list", 0)
     in_hcp = np.array([lattice.structure == HCP for lattice in grains.lattices] + [False])
@@ -145,6 +147,9 @@ def find_planes(atoms: Atoms, structure: LocalStructure, grains: Grains) -> tupl
         if len(rows) == 2:
             kind = FAULT if near[np.ix_(rows, rows)].any() else EXTRINSIC
         members = np.concatenate([layers[r] for r in rows])
+        beside = grains.bonds[np.isin(grains.bonds[:, 0], members), 1]
+        if (grains.labels[beside[~np.isin(beside, members)]] >= 0).mean() < _IN_GRAINS:
+            continue
         planes.append(Plane(kind, members, _mean_axis(normals[rows]), positions[members].mean(0)))
     return tuple(sorted(planes, key=lambda p: -len(p.atoms)))
 

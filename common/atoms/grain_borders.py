@@ -47,7 +47,9 @@ def border_atoms_settled(
     best, row = squared.argmin(0), np.arange(len(border))
     own, other = expected[labels[border], border], expected[best, border]
     move = (squared[best, row] < _CLEARLY * squared[labels[border], row]) & (best != labels[border])
-    apart = np.linalg.norm(np.where(move[:, None], other - own, 0.0), axis=1)
+    step = np.zeros_like(own)
+    step[move] = other[move] - own[move]
+    apart = np.linalg.norm(step, axis=1)
     # where both have a site, as on a twin plane, noise would choose and so pull each lattice towards it
     move &= ~(apart < _SAME * lattices[0].neighbour_distance)
     atoms, best = border[move], best[move]

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -5,6 +7,7 @@ from ase.build import bulk
 from ase.cluster import Decahedron
 from scipy.spatial.transform import Rotation
 
+from common.atoms.analysis import analyse
 from common.atoms.boundaries import find_boundaries, find_planes
 from common.atoms.crystals import CRYSTALS
 from common.atoms.grains import find_grains
@@ -31,6 +34,21 @@ def test_misorientation_of_a_twisted_cap(make_specimen, angle, noise, within):
     known = grains.labels >= 0
     top = np.bincount(grains.labels[specimen.upper & known]).argmax()
     assert np.mean((grains.labels == top)[known] == specimen.upper[known]) > 0.9
+
+
+def test_a_glass_has_no_grains():
+    """Atoms without order, packed until no more fit: lattices run through them by chance, and none is a grain."""
+    rng, sites = np.random.default_rng(0), np.zeros((0, 3))
+    for point in rng.uniform(-14, 14, (60000, 3)):
+        if not len(sites) or (np.square(sites - point).sum(1) > 2.5**2).all():
+            sites = np.concatenate((sites, point[None]))
+    atoms = Atoms(f"Ta{len(sites)}", positions=sites)
+    structure, grains = grains_of(atoms)
+    assert len(atoms) > 600
+    assert grains.lattices == ()
+    assert (grains.labels == -1).all()
+    assert find_planes(atoms, structure, grains) == ()
+    json.dumps(analyse(atoms)[1].record(), allow_nan=False)
 
 
 def test_twin_is_sigma_three_with_its_plane(twinned, twinned_structure):
