@@ -42,6 +42,7 @@ class FilmSettings:
     face : the film ends where its mean density falls to this share of the highest, (0, 1).
     margin : angstrom, added at both faces.
     seen : share of the images that must show an atom, (0, 1].
+    smoothing : angstrom, rms, under which maxima are looked for; the sieve is smooth already.
     closest : share of the shortest bond that atoms are apart; disorder brings some closer than a crystal has them.
     """
 
@@ -51,6 +52,7 @@ class FilmSettings:
     face: float = 0.2
     margin: float = 2.0
     seen: float = 0.5
+    smoothing: float = 0.2
     closest: float = 0.62
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class FilmSettings:
         for name in ("face", "seen", "closest"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a share in (0, 1]")
-        for name in ("atom_width", "margin"):
+        for name in ("atom_width", "margin", "smoothing"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"the {name.replace('_', ' ')} is {getattr(self, name)}, expected angstrom, >= 0")
 
@@ -154,7 +156,8 @@ def trace_film(made: FilmMaps, elements: tuple[str, ...], tracing: PeakSettings,
     with errors of their own, it is too large.
     """
     closest = tracing.minimum_distance or settings.closest * bond_length(elements)
-    chosen, near = replace(tracing, minimum_distance=closest), 0.4 * closest
+    chosen = replace(tracing, minimum_distance=closest, smoothing=settings.smoothing)
+    near = 0.4 * closest
     seen = seen_by(made.problem, settings.seen)
     atoms = find_peaks(made.maps.volume, elements, chosen, mask=seen)
     places = [np.full((len(atoms), 3), np.nan) for _ in made.maps.halves]
