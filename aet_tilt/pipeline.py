@@ -15,14 +15,23 @@ from aet_tilt.film import FilmSettings, film_held_out_r1, map_film, trace_film
 from aet_tilt.maps import Maps, make_maps
 from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, preprocess
 from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
+from aet_tilt.verification import (
+    VerificationSettings,
+    agreement,
+    check_can_verify,
+    compare_images,
+    difference,
+    simulated_series,
+)
 from common.atoms.analysis import AnalysisSettings, Findings, analyse_if_enough
 from common.atoms.peaks import PeakSettings, find_peaks
 from common.atoms.species import Species, assign_species
 from common.atoms.spot_count import SpotCountSettings, settle_count
 from common.atoms.spot_model import Prediction, SpotModel, predict_images, spot_model
 from common.atoms.spots import SpotSettings, SpotState, refine_spots
+from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, InputError, Poses
-from common.iteration import Observer
+from common.iteration import Observer, Under, run_stage
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Settings:
     count : when an atom is real.
     atoms : atoms and poses against the counts.
     analysis : of the structure that the atoms make.
+    verification : by multislice images of the final atoms.
     """
 
     elements: tuple[str, ...] = ()
@@ -56,6 +66,7 @@ class Settings:
     count: SpotCountSettings = field(default_factory=SpotCountSettings)
     atoms: SpotSettings = field(default_factory=SpotSettings)
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+    verification: VerificationSettings = field(default_factory=VerificationSettings)
 
     def __post_init__(self) -> None:
         if self.held_out_every < 3:
@@ -78,7 +89,8 @@ class Reconstruction:
     """What a run made; what it did not come to is None. metrics : name with unit -> number.
 
     stack : the images as they were fitted. poses : of these. atoms : with all that is known of each.
-    findings : what the atoms are arranged in.
+    findings : what the atoms are arranged in. multislice : images of the atoms by multislice against the measured ones.
+    again : the atoms that the whole chain finds in multislice images of the first.
     """
 
     stack: ImageStack
@@ -92,6 +104,8 @@ class Reconstruction:
     atoms: Atoms | None = None
     species: Species | None = None
     findings: Findings | None = None
+    multislice: MultisliceCheck | None = None
+    again: Atoms | None = None
 
     @property
     def verdict(self) -> str:
@@ -121,6 +135,7 @@ def reconstruct(
     ------
     InputError : the images cannot be used; one line.
     """
+    check_can_verify(settings.elements, settings.verification)
     clean = preprocess(stack, poses, settings.preprocessing)
     aligned = align_images(clean, settings, observers)
     if not clean.isolated:
@@ -128,11 +143,16 @@ def reconstruct(
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
     traced = find_peaks(maps.volume, settings.elements, settings.tracing)
     fitted = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
-    return conclude(clean, aligned, settings, maps=maps, fitted=fitted)
+    result = conclude(clean, aligned, settings, maps=maps, fitted=fitted)
+    return verify(result, clean.poses, settings, observers)
 
 
 def reconstruct_film(clean: Preprocessed, settings: Settings, observers: Sequence[Observer]) -> Reconstruction:
     """The atoms of a film, from its volume."""
+    if settings.verification.images or settings.verification.whole_chain:
+        raise InputError(
+            "verification needs atoms refined against the images, and those of a film are not: leave it out"
+        )
     made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
     atoms = trace_film(made, settings.elements, settings.tracing, settings.film)
     r1 = film_held_out_r1(made, settings.held_out_every)
@@ -181,8 +201,10 @@ def refine_atoms(
     atoms : in the frame of the poses, right to half the distance of neighbours; false ones go, missing ones come.
     poses : right to a pixel and a few degrees; they are not aligned before.
     """
+    check_can_verify(settings.elements, settings.verification)
     clean = preprocess(stack, poses, settings.preprocessing)
-    return conclude(clean, clean, settings, fitted=fit_atoms(clean.stack, clean.poses, atoms, settings, observers))
+    result = conclude(clean, clean, settings, fitted=fit_atoms(clean.stack, clean.poses, atoms, settings, observers))
+    return verify(result, clean.poses, settings, observers)
 
 
 def align_images(
@@ -224,6 +246,28 @@ def with_species(atoms: Atoms, state: SpotState, elements: tuple[str, ...]) -> A
     named = atoms.copy()
     named.symbols = list(assign_species(here.heights, elements, positions=here.positions).symbols)
     return named
+
+
+def verify(result: Reconstruction, nominal: Poses, settings: Settings, observers: Sequence[Observer]) -> Reconstruction:
+    """Multislice images of the final atoms against the measured ones, and the whole chain on such images, if asked for.
+
+    nominal : poses from which the chain begins again.
+    """
+    asked, model, atoms, stack = settings.verification, result.model, result.atoms, result.stack
+    if model is None or atoms is None:
+        return result
+    if asked.images:
+        checked = run_stage("verification/images", lambda: compare_images(stack, model.state, atoms, asked), observers)
+        result = replace(result, multislice=checked, metrics={**result.metrics, **agreement(checked)})
+    if asked.whole_chain:
+        made = run_stage(
+            "verification/series", lambda: simulated_series(stack, model.state, atoms, asked).images, observers
+        )
+        once = replace(settings, verification=VerificationSettings())
+        below = [Under("again", observer) for observer in observers]
+        again = reconstruct(replace(stack, images=made), nominal, once, observers=below).atoms
+        result = replace(result, again=again, metrics={**result.metrics, **difference(again, atoms)})
+    return result
 
 
 def conclude(

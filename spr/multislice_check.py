@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from common.atoms.likelihood import Measurement, expose_views, measure, views_of
 from common.atoms.model import AtomicModel
+from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, InputError
 from common.noise import NoiseModel
 from common.simulation import multislice_images
+from common.simulation_adf import require_abtem
 from spr.model_parts import select_images
 
 _RESOLUTION = 1.0  # angstrom
@@ -21,30 +22,13 @@ _B_FACTORS = (0.2, 0.5, 0.8, 1.2, 2.0, 3.5)  # angstrom^2, of which the images c
 _TRIALS = 3  # images by which they do
 
 
-@dataclass(frozen=True)
-class MultisliceCheck:
-    """Correlations of whitened images within the band.
-
-    numbers : (k,) rows of the input, from 0. model : of measured images and the refined model.
-    multislice : of measured images and multislice ones. between : of multislice images and the refined model.
-    b_factor : angstrom^2, of the atoms in the multislice.
-    """
-
-    numbers: Tensor
-    model: Tensor
-    multislice: Tensor
-    between: Tensor
-    b_factor: float
-
-
 def check_can_run(stack: ImageStack, element: str) -> None:
     """InputError unless multislice of these particles is possible."""
     if stack.optics is None:
         raise InputError("multislice_images needs a defocus for each image, and the images have none: set it to 0")
     if element == "X":
         raise InputError("multislice_images needs the species of the atoms: say --element, or set it to 0")
-    if importlib.util.find_spec("abtem") is None:
-        raise InputError("multislice_images needs abTEM, which is not installed: pip install 'nanospr[multislice]'")
+    require_abtem("multislice_images")
 
 
 def check_by_multislice(

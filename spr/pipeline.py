@@ -24,6 +24,7 @@ from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.symmetry_breaking import Broken, break_symmetry
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.atoms.validation import excess, search_unseen, unknown_poses, with_robust_weights
+from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
@@ -31,7 +32,7 @@ from common.rotations import point_group
 from spr.ab_initio import SearchSettings, prepare, scheduled
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
-from spr.multislice_check import MultisliceCheck, check_by_multislice, check_can_run
+from spr.multislice_check import check_by_multislice, check_can_run
 from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, RefineSettings, halve, map_of_poses, refine, shells_to
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps

@@ -14,6 +14,7 @@ from common.atoms.geometry import nearest_neighbour_distances
 from common.atoms.model import AtomicModel
 from common.atoms.symmetry_breaking import Broken
 from common.atoms.tracing import TraceResult
+from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, Poses, Volume
 from common.image_formation import contrast_transfer
 from common.masks import tight_mask
@@ -23,7 +24,6 @@ from common.report import ImageExamples, ImageScores, Starts
 from common.resolution import FSC, fourier_shell_correlation
 from spr.consensus import Consensus
 from spr.examples import example_images
-from spr.multislice_check import MultisliceCheck
 from spr.refinement import RefinedMap
 
 _MULTISLICE = 0.95  # of the model's correlation with the images; below, something is wrong with the physics

@@ -9,10 +9,20 @@ from collections.abc import Mapping
 
 from aet_tilt.pipeline import Reconstruction
 from common.data import Poses
+from common.io.atoms import write_xyz
 from common.io.run_folder import RunFolder
 from common.io.tilt_series import TiltFile, write_aligned
 from common.report import Inputs, ReportData, write_report
-from common.report.results import atom_sites, fsc_curve, input_files, shown_map, write_atoms, write_maps
+from common.report.results import (
+    atom_sites,
+    fsc_curve,
+    input_files,
+    multislice_scores,
+    shown_map,
+    write_atoms,
+    write_maps,
+    write_multislice,
+)
 
 
 def write_outputs(folder: RunFolder, found: TiltFile, result: Reconstruction, *, seconds: Mapping[str, float]) -> None:
@@ -23,6 +33,10 @@ def write_outputs(folder: RunFolder, found: TiltFile, result: Reconstruction, *,
         write_maps(folder.path, written, maps.fsc)
     if result.atoms is not None:
         write_atoms(folder.path, result.atoms, result.findings)
+    if result.multislice is not None:
+        write_multislice(folder.file("verification.csv"), result.multislice)
+    if result.again is not None:
+        write_xyz(folder.file("verification.xyz"), result.again)
     kind = result.stack.images.dtype
     poses = Poses(result.poses.rotations.to("cpu", kind), result.poses.shifts.to("cpu", kind))
     write_aligned(folder.path, result.stack.to("cpu"), poses)
@@ -43,6 +57,7 @@ def write_outputs(folder: RunFolder, found: TiltFile, result: Reconstruction, *,
         fsc=None if maps is None else fsc_curve(maps.fsc),
         rotations=poses.rotations,
         volume=None if maps is None else shown_map(maps.volume),
+        multislice=None if result.multislice is None else multislice_scores(result.multislice),
         atoms=atom_sites(result.atoms),
         findings=result.findings,
     )

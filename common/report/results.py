@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from common.atoms.analysis import COLUMNS, Findings
+from common.atoms.verification import MultisliceCheck
 from common.data import Volume
 from common.io.atoms import write_cif, write_xyz
 from common.io.files import atomic_write, write_csv
 from common.io.mrc import write_volume
-from common.report.data import AtomSites, FourierShellCorrelation, InputFile, Map
+from common.report.data import AtomSites, FourierShellCorrelation, InputFile, Map, MultisliceScores
 from common.resolution import FSC
 
 
@@ -88,3 +89,20 @@ def input_files(inputs: Mapping[str, str]) -> tuple[InputFile, ...]:
         InputFile(str(name), digest, Path(name).stat().st_size if Path(name).is_file() else None)
         for name, digest in inputs.items()
     )
+
+
+def multislice_scores(checked: MultisliceCheck) -> MultisliceScores:
+    """The multislice check as the report shows it."""
+    return MultisliceScores(
+        checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between, checked.b_factor
+    )
+
+
+def write_multislice(path: Path, checked: MultisliceCheck) -> None:
+    """Write the correlations of the multislice check as CSV, one row for each image."""
+    columns = (checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between)
+    rows = [
+        (int(number), *(f"{value:.4f}" for value in values))
+        for number, *values in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    write_csv(path, [("image", "measured_and_model", "measured_and_multislice", "multislice_and_model"), *rows])

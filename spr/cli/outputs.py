@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from common.atoms.analysis import Findings
+from common.atoms.verification import MultisliceCheck
 from common.data import Poses, Volume
 from common.io import ParticleFile, write_particles_star
-from common.io.files import write_csv
 from common.io.metrics import read_metrics
 from common.io.run_folder import RunFolder
 from common.report import (
@@ -24,14 +24,21 @@ from common.report import (
     ImageScores,
     Inputs,
     Metric,
-    MultisliceScores,
     ReportData,
     Starts,
     write_report,
 )
-from common.report.results import atom_sites, fsc_curve, input_files, shown_map, write_atoms, write_maps
+from common.report.results import (
+    atom_sites,
+    fsc_curve,
+    input_files,
+    multislice_scores,
+    shown_map,
+    write_atoms,
+    write_maps,
+    write_multislice,
+)
 from common.resolution import FSC
-from spr.multislice_check import MultisliceCheck
 
 
 class Result(Protocol):
@@ -163,23 +170,6 @@ def report_data(
         atoms=atom_sites(result.atoms),
         findings=result.findings,
     )
-
-
-def multislice_scores(checked: MultisliceCheck) -> MultisliceScores:
-    """The multislice check as the report shows it."""
-    return MultisliceScores(
-        checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between, checked.b_factor
-    )
-
-
-def write_multislice(path: Path, checked: MultisliceCheck) -> None:
-    """Write the correlations of the multislice check as CSV, one row for each image."""
-    columns = (checked.numbers.cpu() + 1, checked.model, checked.multislice, checked.between)
-    rows = [
-        (int(number), *(f"{value:.4f}" for value in values))
-        for number, *values in zip(*(column.tolist() for column in columns), strict=True)
-    ]
-    write_csv(path, [("image", "measured_and_model", "measured_and_multislice", "multislice_and_model"), *rows])
 
 
 def _metrics(path: Path) -> tuple[Metric, ...]:
