@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from aet_tilt.pipeline import Reconstruction
+from aet_tilt.result import Reconstruction
 from common.data import Poses
 from common.io.atoms import write_xyz
 from common.io.run_folder import RunFolder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aet_tilt import pipeline
 from aet_tilt.cli.work import add_run_arguments, run_work
+from aet_tilt.result import Reconstruction
 from common.cli.program import Parser
 from common.io import read_atoms
 from common.io.tilt_series import TiltFile
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
         )
     atoms = read_atoms(arguments.atoms)
 
-    def refine(found: TiltFile, settings: pipeline.Settings, observers: Sequence[Observer]) -> pipeline.Reconstruction:
+    def refine(found: TiltFile, settings: pipeline.Settings, observers: Sequence[Observer]) -> Reconstruction:
         return pipeline.refine_atoms(found.stack, found.poses, atoms, settings, observers=observers)
 
     return run_work(arguments, name, refine, extra_inputs=[arguments.atoms])

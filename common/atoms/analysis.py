@@ -57,9 +57,8 @@ class AnalysisSettings:
         )
         for name, value, low, high in limits:
             if not low < value <= high or value == math.inf:
-                raise InputError(
-                    f"the {name.replace('_', ' ')} is {value}, expected a number above {low:g}, at most {high:g}"
-                )
+                most = "" if high == math.inf else f", at most {high:g}"
+                raise InputError(f"the {name.replace('_', ' ')} is {value}, expected a number above {low:g}{most}")
 
 
 @dataclass(frozen=True)
