@@ -114,7 +114,7 @@ def reconstruct_film(clean: Preprocessed, settings: Settings, observers: Sequenc
         )
     made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
     atoms = trace_film(made, settings.elements, settings.tracing, settings.film)
-    r1 = film_held_out_r1(made, settings.held_out_every)
+    r1 = run_stage("held-out", lambda: film_held_out_r1(made, settings.held_out_every), observers)
     return conclude(clean, clean, settings, maps=made.maps, traced=atoms, held_out_r1=r1)
 
 
