@@ -67,4 +67,6 @@ def maps_of(
 def as_cube(values: Tensor) -> Tensor:
     """A volume (D, r, D) with empty rows (D, D, D)."""
     d = values.shape[0]
+    if values.shape[1] == d:
+        return values
     return crop_or_pad(values.transpose(1, 2), d, 1).transpose(1, 2).contiguous()

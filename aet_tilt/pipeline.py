@@ -18,7 +18,6 @@ from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
 from aet_tilt.result import Fitted, Reconstruction, with_atoms, with_structure
 from aet_tilt.verification import (
     VerificationSettings,
-    agreement,
     check_can_verify,
     compare_images,
     difference,
@@ -96,9 +95,9 @@ def reconstruct(
     """
     check_can_verify(settings.elements, settings.verification)
     clean = preprocess(stack, poses, settings.preprocessing)
-    aligned = align_images(clean, settings, observers)
     if not clean.isolated:
         return reconstruct_film(clean, settings, observers)
+    aligned = align_images(clean, settings, observers)
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
     traced = find_peaks(maps.volume, settings.elements, settings.tracing)
     fitted = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
@@ -108,14 +107,17 @@ def reconstruct(
 
 def reconstruct_film(clean: Preprocessed, settings: Settings, observers: Sequence[Observer]) -> Reconstruction:
     """The atoms of a film, from its volume."""
-    if settings.verification.images or settings.verification.whole_chain:
+    if settings.verification.asked:
         raise InputError(
             "verification needs atoms refined against the images, and those of a film are not: leave it out"
         )
     made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
     atoms = trace_film(made, settings.elements, settings.tracing, settings.film)
     r1 = run_stage("held-out", lambda: film_held_out_r1(made, settings.held_out_every), observers)
-    return conclude(clean, clean, settings, maps=made.maps, traced=atoms, held_out_r1=r1)
+    sigma = 100 * math.sqrt(3) * float(atoms.arrays["position_sigma"].mean())
+    numbers = {"position_sigma_pm": sigma, "held_out_r1": r1}
+    result = conclude(clean, clean, settings, maps=made.maps)
+    return with_structure(result, atoms, settings.elements, settings.analysis, numbers)
 
 
 def align_series(
@@ -217,7 +219,7 @@ def verify(result: Reconstruction, nominal: Poses, settings: Settings, observers
         return result
     if asked.images:
         checked = run_stage("verification/images", lambda: compare_images(stack, model.state, atoms, asked), observers)
-        result = replace(result, multislice=checked, metrics={**result.metrics, **agreement(checked)})
+        result = replace(result, multislice=checked, metrics={**result.metrics, **checked.metrics()})
     if asked.whole_chain:
         made = run_stage(
             "verification/series", lambda: simulated_series(stack, model.state, atoms, asked).images, observers
@@ -236,13 +238,8 @@ def conclude(
     *,
     maps: Maps | None = None,
     fitted: Fitted | None = None,
-    traced: Atoms | None = None,
-    held_out_r1: float = math.nan,
 ) -> Reconstruction:
-    """Numbers and sentences about what was found, as far as the run came.
-
-    traced : the atoms of a film, with R1 of the images left out; others are ``fitted``.
-    """
+    """Numbers and sentences about what was found, as far as the run came."""
     metrics, warnings, notes = {"images": float(len(clean.stack))}, [], clean.notes
     if settings.align and not clean.isolated:
         notes = (*notes, "a film, which goes on past the images' borders: they are taken as they are aligned")
@@ -255,13 +252,4 @@ def conclude(
         metrics["resolution_fsc_0.143_angstrom"] = float(maps.fsc.resolution() or 0.0)
         notes = (*notes, f"reconstruction: {maps.reason}")
     result = Reconstruction(clean.stack, aligned.poses, notes, tuple(warnings), metrics, maps)
-    if traced is not None:
-        sigma = 100 * math.sqrt(3) * float(traced.arrays["position_sigma"].mean())
-        return with_structure(
-            result,
-            traced,
-            settings.elements,
-            settings.analysis,
-            {"position_sigma_pm": sigma, "held_out_r1": held_out_r1},
-        )
     return result if fitted is None else with_atoms(result, fitted, settings.elements, settings.analysis)

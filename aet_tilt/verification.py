@@ -10,11 +10,13 @@ from torch import Tensor
 
 from aet_tilt.found_mask import smooth_images
 from common.atoms.comparison import compare
-from common.atoms.spot_image import EIGHT_PI2, compared
+from common.atoms.spot_image import EIGHT_PI2, compared, correlations
 from common.atoms.spots import SpotState
 from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, InputError
-from common.simulation_adf import AdfOptics, adf_images, require_abtem
+from common.extras import require_abtem
+from common.iteration import step_generator
+from common.simulation_adf import AdfOptics, adf_images
 
 _BLURS = (0.0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.45)  # angstrom^2, of which the images choose
 
@@ -36,10 +38,15 @@ class VerificationSettings:
         if self.images < 0:
             raise InputError(f"the verification has {self.images} images, expected 0 or more")
 
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be done."""
+        return self.images > 0 or self.whole_chain
+
 
 def check_can_verify(elements: tuple[str, ...], settings: VerificationSettings) -> None:
     """InputError unless what is asked for is possible."""
-    if not (settings.images or settings.whole_chain):
+    if not settings.asked:
         return
     require_abtem("verification")
     if not elements:
@@ -80,25 +87,23 @@ def compare_images(
     variance = best_blur(sharp, measured, seen, stack.pixel_size)
     made = blurred(sharp, variance, stack.pixel_size)
     pairs = ((measured, model), (measured, made), (made, model))
-    against_model, against_made, between = (correlations(a, b, seen).cpu() for a, b in pairs)
+    against_model, against_made, between = (_agreement(a, b, seen).cpu() for a, b in pairs)
     return MultisliceCheck(rows, against_model, against_made, between, EIGHT_PI2 * variance)
 
 
 def best_blur(sharp: Tensor, measured: Tensor, inside: Tensor, pixel_size: float) -> float:
     """The variance, angstrom^2, under which simulated images (k, d, d) agree best with the measured ones."""
-    agreement = [float(correlations(blurred(sharp, v, pixel_size), measured, inside).mean()) for v in _BLURS]
-    return _BLURS[agreement.index(max(agreement))]
+    found = [float(_agreement(blurred(sharp, v, pixel_size), measured, inside).mean()) for v in _BLURS]
+    return _BLURS[found.index(max(found))]
+
+
+def _agreement(first: Tensor, second: Tensor, inside: Tensor) -> Tensor:
+    """(k,) of two stacks (k, d, d) over the pixels ``inside`` (d, d)."""
+    return correlations(first[:, inside].double(), second[:, inside].double())
 
 
 def blurred(images: Tensor, variance: float, pixel_size: float) -> Tensor:
     return smooth_images(images, variance**0.5 / pixel_size) if variance else images
-
-
-def correlations(first: Tensor, second: Tensor, inside: Tensor) -> Tensor:
-    """(k,) of two stacks (k, d, d) over the pixels ``inside`` (d, d)."""
-    a, b = (part[:, inside].double() for part in (first, second))
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
 
 
 def simulated_series(
@@ -122,19 +127,10 @@ def simulated_series(
 
 def _counted(expected: Tensor, state: SpotState, seed: int) -> Tensor:
     gain, read = (v[:, None, None].to(expected) for v in (state.noise.gain, state.noise.read))
-    generator = torch.Generator(expected.device).manual_seed(seed)
+    generator = step_generator(seed, 0, expected.device)
     counts = gain * torch.poisson((expected / gain).clamp(min=0), generator=generator)
     noise = torch.randn(expected.shape, generator=generator, device=expected.device, dtype=expected.dtype)
     return counts + read.sqrt() * noise
-
-
-def agreement(checked: MultisliceCheck) -> dict[str, float]:
-    """Mean correlations, for the record of a run."""
-    return {
-        "multislice_correlation": float(checked.multislice.mean()),
-        "multislice_model_correlation": float(checked.model.mean()),
-        "multislice_between_correlation": float(checked.between.mean()),
-    }
 
 
 def difference(again: Atoms | None, atoms: Atoms) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.data import ImageStack, InputError, Optics, Poses
+from common.extras import require_abtem
 from common.fourier import resample_fourier
 from common.image_formation import interaction_constant, phase_object_image, wave_transfer
 from common.rotations import random_rotations
@@ -118,10 +119,9 @@ def multislice_images(
     ------
     InputError : abTEM is not installed.
     """
-    try:
-        import abtem  # GPL-3, so never needed by the package itself
-    except ImportError as error:
-        raise InputError("multislice needs abTEM, which is not installed: pip install 'nanospr[multislice]'") from error
+    require_abtem("multislice")
+    import abtem
+
     width, fine = box_size * pixel_size, box_size * oversampling
     k = np.fft.fftfreq(fine, width / fine)
     damping = np.exp(-b_factor / 4 * (k[:, None] ** 2 + k**2))

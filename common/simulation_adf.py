@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data import InputError
+from common.extras import require_abtem
 
 _PROBE_WINDOW = 10.0  # angstrom, within which PRISM keeps a probe whole
 _SLICE = 2.0  # angstrom
@@ -44,12 +44,6 @@ class AdfOptics:
             raise InputError(f"the detector is {self.inner_mrad} to {self.outer_mrad} mrad, expected inner below outer")
         if not (math.isfinite(self.displacement) and self.displacement >= 0 and self.configurations >= 1):
             raise InputError("expected a displacement of at least 0 angstrom and at least one configuration")
-
-
-def require_abtem(asked_by: str) -> None:
-    """InputError unless abTEM is installed."""
-    if importlib.util.find_spec("abtem") is None:
-        raise InputError(f"{asked_by} needs abTEM, which is not installed: pip install 'nanospr[multislice]'")
 
 
 def adf_images(
@@ -89,7 +83,7 @@ def adf_images(
        Chem. Imaging 3, 13 (2017). doi:10.1186/s40679-017-0046-1
     """
     require_abtem("an ADF image by multislice")
-    import abtem  # GPL-3, so never needed by the package itself
+    import abtem
 
     optics = optics or AdfOptics()
     width = box_size * pixel_size

@@ -11,9 +11,9 @@ from common.atoms.likelihood import Measurement, expose_views, measure, views_of
 from common.atoms.model import AtomicModel
 from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, InputError
+from common.extras import require_abtem
 from common.noise import NoiseModel
 from common.simulation import multislice_images
-from common.simulation_adf import require_abtem
 from spr.model_parts import select_images
 
 _RESOLUTION = 1.0  # angstrom

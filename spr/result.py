@@ -244,14 +244,9 @@ def judge_symmetry(broken: Broken) -> tuple[dict[str, float], list[str]]:
 def judge_multislice(checked: MultisliceCheck) -> tuple[dict[str, float], list[str]]:
     """Mean correlations with images by multislice, and a sentence where they speak against the atoms."""
     model, multislice = float(checked.model.mean()), float(checked.multislice.mean())
-    numbers = {
-        "multislice_correlation": multislice,
-        "multislice_model_correlation": model,
-        "multislice_between_correlation": float(checked.between.mean()),
-    }
     if multislice > _MULTISLICE * model:
-        return numbers, []
-    return numbers, [
+        return checked.metrics(), []
+    return checked.metrics(), [
         f"Multislice images of the atoms agree worse with the measured images ({multislice:.3f}) than the refined "
         f"model does ({model:.3f}): the species, the aberrations or the thickness may be wrong."
     ]

@@ -68,11 +68,11 @@ def make_problem(stack: ImageStack, poses: Poses, support: Tensor | None = None)
         )
     if len(poses):
         stack, poses = level(stack, poses)
-    operator: Operator = make_operator(poses, d, stack.pixel_size)
-    window = stack.inside.to(stack.images)
-    if stack.measured is not None:
-        operator = WindowedOperator(operator, window)
-    return Problem(operator, stack.images * window, support.to(stack.images))
+    operator, support = make_operator(poses, d, stack.pixel_size), support.to(stack.images)
+    if stack.measured is None:
+        return Problem(operator, stack.images, support)
+    window = stack.measured.to(stack.images)
+    return Problem(WindowedOperator(operator, window), stack.images * window, support)
 
 
 def r_factor(predicted: Tensor, measured: Tensor) -> float:

@@ -135,16 +135,12 @@ def _crystalline(
     kept = []
     for number, lattice in enumerate(lattices):
         own = inner & (labels == number)
-        few = own.sum() < _FEW_INNER
-        if few or np.median(structure.misfit[own]) < _CLOSE or _share(structure, own, lattice) > _LEAST_CRYSTAL:
+        alike = structure.nearest[own] == lattice.structure
+        if len(alike) < _FEW_INNER or np.median(structure.misfit[own]) < _CLOSE or alike.mean() > _LEAST_CRYSTAL:
             kept.append(number)
     renamed = np.full(len(lattices) + 1, -1)
     renamed[kept] = np.arange(len(kept))
     return renamed[labels], [lattices[number] for number in kept]
-
-
-def _share(structure: LocalStructure, own: Booleans, lattice: Lattice) -> float:
-    return float((structure.nearest[own] == lattice.structure).mean())
 
 
 def _indexed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,9 +56,9 @@ def bond_length(elements: tuple[str, ...]) -> float:
 
 
 def _bonds_of(number: int) -> tuple[float, ...]:
-    covalent, crystal = 2 * float(covalent_radii[number]), dict(reference_states[number] or {})
-    spacing = _NEIGHBOURS.get(str(crystal.get("symmetry")))
-    return (covalent,) if spacing is None else (covalent, spacing * float(str(crystal["a"])))
+    crystal: dict[str, Any] = reference_states[number] or {}
+    covalent, spacing = 2 * float(covalent_radii[number]), _NEIGHBOURS.get(crystal.get("symmetry", ""))
+    return (covalent,) if spacing is None else (covalent, spacing * crystal["a"])
 
 
 def find_peaks(

@@ -131,6 +131,12 @@ def compared(parameters: SpotParameters, stack: ImageStack, rows: Tensor) -> Com
     return Compared(expected, signal, stack.images[rows].to(basis), stack.inside.to(basis))
 
 
+def correlations(first: Tensor, second: Tensor) -> Tensor:
+    """(k,) of the rows of two (k, p), whatever their means and scales."""
+    a, b = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
+    return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+
+
 def basis_for(parameters: SpotParameters, stack: ImageStack) -> Tensor:
     k = parameters.backgrounds.shape[1]
     order = round((math.sqrt(8 * k + 1) - 3) / 2)

@@ -11,7 +11,7 @@ from ase import Atoms
 from torch import Tensor
 
 from common.atoms.shared import rigid_motions
-from common.atoms.spot_image import compared, image_batches
+from common.atoms.spot_image import compared, correlations, image_batches
 from common.atoms.spot_normal import (
     Linearised,
     Shared,
@@ -153,17 +153,16 @@ def predict_images(
     """
     settings = settings or SpotSettings()
     state = fit_images(stack, poses, model, settings)
-    r1s, correlations, weights = [], [], []
+    r1s, agreement, weights = [], [], []
     for rows in image_batches(len(stack), settings.batch_size, stack.images.device):
         expected, signal, images, inside = compared(state.parameters, stack, rows)
         seen = inside.bool().expand_as(images)
         measured, signal = ((part[seen].view(len(rows), -1)) for part in (images - (expected - signal), signal))
         r1s.append((measured - signal).abs().sum(1))
         weights.append(measured.abs().sum(1))
-        a, b = measured - measured.mean(1, keepdim=True), signal - signal.mean(1, keepdim=True)
-        correlations.append((a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt())
+        agreement.append(correlations(measured, signal))
     difference, total = torch.cat(r1s), torch.cat(weights)
-    each = torch.cat(correlations)
+    each = torch.cat(agreement)
     return Prediction(float(difference.sum() / total.sum()), float(each.mean()), difference / total, each, state)
 
 

@@ -21,3 +21,11 @@ class MultisliceCheck:
     multislice: Tensor
     between: Tensor
     b_factor: float
+
+    def metrics(self) -> dict[str, float]:
+        """Mean correlations, for the record of a run."""
+        return {
+            "multislice_correlation": float(self.multislice.mean()),
+            "multislice_model_correlation": float(self.model.mean()),
+            "multislice_between_correlation": float(self.between.mean()),
+        }
