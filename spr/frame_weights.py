@@ -15,12 +15,14 @@ class WeightSettings:
     least_signal : fraction of the typical signal below which a particle's frame counts as empty.
     least_fringes : fraction of the typical graphene contrast below which a frame counts as blurred or out of focus.
     least_dose : fraction of the typical mean intensity below which a frame counts as dark.
+    least_weight : of a frame in which the particle shows no lattice planes: its atoms still do.
     smoothing : frames over which a particle's signal is averaged; single frames are too noisy to be judged.
     """
 
     least_signal: float = 0.05
     least_fringes: float = 0.4
     least_dose: float = 0.5
+    least_weight: float = 0.05
     smoothing: int = 25
 
 
@@ -54,7 +56,8 @@ def weigh_frames(
     Returns
     -------
     FrameWeights: 1 where the signal (gain averaged over some frames, since a particle off every zone axis shows
-    little too) is above 4 times ``least_signal`` of the median, less below it, 0 where the particle is lost.
+    little too) is above 4 times ``least_signal`` of the median, less
+    below it, 0 where the particle is lost, overlapped or dark.
     """
     settings = settings or WeightSettings()
     n = len(gain)
@@ -73,7 +76,7 @@ def weigh_frames(
         "blurred or out of focus": contrast < settings.least_fringes * float(contrast.median()),
         "empty": signal < settings.least_signal,
     }
-    weights = (signal / (4 * settings.least_signal)).clamp(0, 1)
+    weights = (signal / (4 * settings.least_signal)).clamp(settings.least_weight, 1)
     for name in ("lost", "overlaps another particle", "dark"):
         weights[poor[name]] = 0.0
     weights = torch.where(poor["blurred or out of focus"], 0.25 * weights, weights)

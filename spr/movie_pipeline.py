@@ -13,8 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from common.atoms.fisher import fisher
+from common.atoms.model import AtomicModel
+from common.atoms.peaks import bond_length
 from common.atoms.pose_search import PoseSearchSettings
 from common.atoms.pseudo_symmetry import pseudo_symmetries
+from common.atoms.refinement import refine_model
+from common.atoms.tracing import find_atoms
+from common.atoms.validation import with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
 from spr import pipeline
@@ -22,16 +28,15 @@ from spr.ab_initio import SearchState, scheduled
 from spr.consensus import Consensus, ConsensusSettings
 from spr.movies import MovieSettings
 from spr.orientation_search import RingImages
-from spr.refinement import RefinedMap, RefineSettings, map_of_poses
+from spr.placing import place_between, place_in_time
+from spr.refinement import RefinedMap, RefineSettings
 from spr.result import Reconstruction, Seen, Stages, conclude
 from spr.ring_sampling import SearchGrid
-from spr.segments import at_true_scale, believed, foretold, segments_of
+from spr.settling import SettlingSettings, anneal, settle_paths
 from spr.time_consensus import agree_in_time
-from spr.time_search import TimeSettings, assign_in_time, search_in_time
+from spr.time_search import TimeSettings, search_in_time
 from spr.time_windows import Window, follow_atoms
 from spr.tumbling import Tumbling, continuous, describe_tumbling
-
-_SCALINGS = 3  # times that stretches are judged and the tilts brought to scale
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class MovieRoadSettings(pipeline.Settings):
 
     movie : how particles are taken from the movie.
     time : how neighbours in time vouch for each other.
+    settling : how stretches of time find their place among orientations that look alike.
     window : frames of the windows in which atoms are followed, overlapping by half; 0: none.
     """
 
@@ -49,6 +55,7 @@ class MovieRoadSettings(pipeline.Settings):
     pose_search: PoseSearchSettings = field(default_factory=lambda: PoseSearchSettings(reach=0.8))
     movie: MovieSettings = field(default_factory=MovieSettings)
     time: TimeSettings = field(default_factory=TimeSettings)
+    settling: SettlingSettings = field(default_factory=SettlingSettings)
     window: int = 400
 
     def __post_init__(self) -> None:
@@ -96,7 +103,12 @@ def reconstruct_in_time(
     starts, refined = find_map_in_time(seen, rings, grid, frames, settings, observers)
     if not starts.reached:
         return ParticleInTime(conclude(Stages(seen, starts)), frames)
-    result = pipeline.from_map(seen, starts, refined, settings, observers)
+    numbers = frames.to(seen.fitted.device)
+    traced = find_atoms(refined.volume, settings.tracing_of_element())
+    rough = pipeline.fit_atoms(seen, traced.atoms, refined, settings, observers)
+    model = improve_in_time(seen, rough, refined, rings, grid, numbers[seen.fitted], settings, observers)
+    found = run_stage("atoms/between", partial(place_left_out, seen, model, numbers, centres, settings), observers)
+    result = pipeline.from_model(seen, starts, refined, traced, model, found, settings, observers)
     tumbling, windows = in_time(seen, result, frames, settings, observers)
     return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows)
 
@@ -111,75 +123,95 @@ def find_map_in_time(
 ) -> tuple[Consensus, RefinedMap]:
     """Search from random starts, each over the whole movie, until enough of them agree; the best of them refined."""
     search = scheduled(settings.search, rings, wide=True)
+    bond = bond_length(() if settings.element == "X" else (settings.element,))
+    numbers = frames.to(seen.fitted.device)[seen.fitted]
 
     def once(number: int, seed: int) -> tuple[SearchState, RefinedMap]:
         name = f"search/start-{number}"
-        state = search_in_time(rings, grid, search, settings.time, seed=seed, name=name, observers=observers)
-        found = run_stage(
-            f"{name}-in-time", lambda: assign_in_time(state, rings, grid, search, settings.time, seed=seed), observers
+        found = search_in_time(rings, grid, search, settings.time, seed=seed, name=name, observers=observers)
+        state = anneal(
+            found,
+            rings,
+            grid,
+            search,
+            settings.time,
+            settings.settling,
+            bond=bond,
+            seed=seed,
+            name=f"settling/start-{number}",
+            observers=observers,
+        )
+        paths = settle_paths(
+            state,
+            rings,
+            grid,
+            numbers,
+            search,
+            settings.time,
+            settings.settling,
+            settings.refinement,
+            bond=bond,
+            seed=seed,
+            name=f"paths/start-{number}",
+            observers=observers,
         )
         watching = under(f"refine/start-{number}", observers)
-        return state, refine_in_time(seen, rings, grid, frames, state.values, found.poses, settings, watching)
+        poses = Poses(paths.rotations, paths.shifts)
+        return state, pipeline.refine_from(paths.values, poses, seen, rings, grid, settings, watching)
 
     return agree_in_time(once, settings.tracing_of_element(), settings.starts, seed=settings.seed)
 
 
-def refine_in_time(
+def improve_in_time(
     seen: Seen,
+    rough: AtomicModel,
+    refined: RefinedMap,
     rings: RingImages,
     grid: SearchGrid,
-    frames: Tensor,
-    values: Tensor,
-    poses: Poses,
+    numbers: Tensor,
     settings: MovieRoadSettings,
     observers: Sequence[Observer],
-) -> RefinedMap:
-    """Poses off the grid, at the scale that Brownian rotation tells, from the stretches of time that fit together.
+) -> AtomicModel:
+    """All frames placed with the atoms, everything refined together, twice; atoms added or removed in between; sigmas.
 
-    The other frames weigh nothing in the map, so that they are searched anew with its atoms.
-
-    values : (d, d, d) map of the search. poses : of the fitted images.
+    numbers : (n,) of the fitted images in the movie.
     """
-    numbers = frames.to(seen.fitted.device)[seen.fitted]
-    refined = pipeline.refine_from(values, poses, seen, rings, grid, settings, under("scale-0", observers))
-    good = torch.ones(len(rings), dtype=torch.bool, device=numbers.device)
-    for turn in range(1, _SCALINGS + 1):
-        now = refined.poses
-        segments = segments_of(now.rotations, numbers)
-        share = run_stage(
-            f"foretold-{turn}", partial(foretold, rings, grid, now, segments, settings.refinement), observers
+    stack, _, noise = seen.part(seen.fitted)
+    search = scheduled(settings.search, rings, wide=True)
+
+    def placed(model: AtomicModel, poses: Poses, seed: int) -> AtomicModel:
+        found = place_in_time(
+            stack,
+            noise,
+            model,
+            poses,
+            rings,
+            grid,
+            numbers,
+            search,
+            settings.time,
+            settings.refinement,
+            settings.pose_search,
+            seed=seed,
         )
-        good = believed(share, segments)
-        if int(good.sum()) < pipeline.LEAST_IMAGES:
-            return refined
-        rotations = at_true_scale(now.rotations, numbers, segments, good)
-        scaled = Poses(rotations, now.shifts)
-        rows = good.nonzero()[:, 0]
-        part = replace(seen, fitted=seen.fitted[rows])
-        first = map_of_poses(rings[rows], grid, scaled[rows], settings.refinement)
-        of_part = pipeline.refine_from(
-            first, scaled[rows], part, rings[rows], grid, settings, under(f"scale-{turn}", observers)
-        )
-        refined = _everywhere(of_part, scaled, rows)
-    return refined
+        return with_robust_weights(found)[0]
+
+    model = run_stage("atoms/placed", lambda: placed(rough, refined.poses, settings.seed), observers)
+    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
+    model = run_stage("atoms/count", partial(pipeline.settle_count, seen, model, settings), observers)
+    model = run_stage("atoms/placed-again", partial(placed, model, model.poses, settings.seed + 1), observers)
+    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
+    return run_stage("atoms/sigmas", partial(fisher, stack, noise, model, settings.atoms), observers)
 
 
-def _everywhere(part: RefinedMap, poses: Poses, rows: Tensor) -> RefinedMap:
-    """A map of the images ``rows`` with the other images' poses, which weigh nothing."""
-    n = len(poses)
-
-    def filled(values: Tensor) -> Tensor:
-        return values.new_zeros(n).index_copy(0, rows, values)
-
-    rotations = poses.rotations.index_copy(0, rows, part.poses.rotations.to(poses.rotations))
-    shifts = poses.shifts.index_copy(0, rows, part.poses.shifts.to(poses.shifts))
-    return replace(
-        part,
-        poses=Poses(rotations, shifts),
-        gain=filled(part.gain),
-        weights=filled(part.weights),
-        half=filled(part.half),
-    )
+def place_left_out(
+    seen: Seen, model: AtomicModel, numbers: Tensor, centres: Tensor, settings: MovieRoadSettings
+) -> AtomicModel:
+    """The poses of the frames that were left out, from those of their neighbours in time."""
+    stack, _, noise = seen.part(seen.left_out)
+    offsets = torch.cat((centres[seen.fitted], centres[seen.left_out]))
+    known, frames = numbers[seen.fitted], numbers[seen.left_out]
+    return place_between(stack, noise, model, frames, known, offsets, settings.time, settings.pose_search)
 
 
 def in_time(

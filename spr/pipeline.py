@@ -22,7 +22,7 @@ from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.atoms.refinement import RefinementSettings, refine_model, refit_poses
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.symmetry_breaking import Broken, break_symmetry
-from common.atoms.tracing import TracingSettings, find_atoms
+from common.atoms.tracing import TraceResult, TracingSettings, find_atoms
 from common.atoms.validation import excess, search_unseen, unknown_poses, with_robust_weights
 from common.atoms.verification import MultisliceCheck
 from common.data import ImageStack, InputError, Poses
@@ -133,6 +133,20 @@ def from_map(
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = fit_atoms(seen, traced.atoms, refined, settings, observers)
     model, found = improve(seen, rough, refined, settings, observers)
+    return from_model(seen, starts, refined, traced, model, found, settings, observers)
+
+
+def from_model(
+    seen: Seen,
+    starts: Consensus,
+    refined: RefinedMap,
+    traced: TraceResult,
+    model: AtomicModel,
+    found: AtomicModel | None,
+    settings: Settings,
+    observers: Sequence[Observer],
+) -> Reconstruction:
+    """Everything after the atoms: what breaks a near symmetry, what left-out images say (``found``: their poses)."""
     model, broken = settle_symmetry(seen, model, settings, observers)
     left_out = score_left_out(seen, model, None if broken else found, settings, observers)
     maps = final_maps(seen, refined, model)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.rotations import geodesic_distance
+
 _REACH = 3.0  # standard deviations of a step that the table holds
 _NEGLIGIBLE = 1e-6  # of a frame's probability; states with less lead nowhere
 
@@ -143,3 +145,32 @@ def forward_backward(chain: RotationChain, states: Tensor, log_likelihood: Tenso
         later = (1 - jump) * stayed[states[t - 1]] + jump / p
         jumps[t - 1] = jump / p / (ahead[t - 1] * later).sum()
     return ChainPosterior(posterior, float(evidence), jumps)
+
+
+def likeliest_path(
+    rotations: Tensor, log_likelihood: Tensor, frames: Tensor, degrees_per_frame: float, jump_rate: float
+) -> Tensor:
+    """The likeliest choice (n,) of one orientation in each frame: Brownian steps with jumps, off any grid (Viterbi).
+
+    Parameters
+    ----------
+    rotations : (n, c, 3, 3) the choices. log_likelihood : (n, c) nats.
+    frames : (n,) numbers of the frames, rising; gaps are allowed.
+    degrees_per_frame : rms rotation in a frame. jump_rate : probability of a jump to anywhere in a frame.
+    """
+    gap = (frames[1:] - frames[:-1]).to(log_likelihood)[:, None, None]
+    variance = math.radians(degrees_per_frame) ** 2 / 3 * gap
+    angle = torch.deg2rad(geodesic_distance(rotations[:-1, :, None], rotations[1:, None]))
+    # the density of a step against that of a jump, which is the same for all orientations
+    flat = math.log(8 * math.pi**2)
+    steps = -angle.square() / (2 * variance) - 1.5 * torch.log(2 * math.pi * variance) + flat
+    moves = torch.logaddexp(steps, torch.log((jump_rate * gap).clamp(min=1e-30)).expand_as(steps))
+    reached, came_from = log_likelihood[0], []
+    for t in range(1, len(frames)):
+        best = (reached[:, None] + moves[t - 1]).max(0)
+        came_from.append(best.indices)
+        reached = best.values + log_likelihood[t]
+    path = [int(reached.argmax())]
+    for indices in reversed(came_from):
+        path.append(int(indices[path[-1]]))
+    return torch.tensor(path[::-1], device=rotations.device)

@@ -1,8 +1,4 @@
-"""Which stretches of a movie are placed rightly, and how far a map reaches along the views: what time alone can tell.
-
-Between two jumps a particle's orientations hang together; across a jump only the map ties them, and a stretch may come
-to lie in a wrong, similar orientation. Such a stretch is known by this: its images are explained by a map that it had
-a part in, and not by one that was made without it.
+"""Stretches of a movie between jumps, and how far a map reaches along the views: what time alone can tell.
 
 Views of one side say little about the extent of a particle along them: a map that is stretched along the views fits as
 well once all tilts are larger by as much (the bas-relief ambiguity [1]_). Rotations about the beam are not changed, so
@@ -21,20 +17,12 @@ import math
 import torch
 from torch import Tensor
 
-from common.data import Poses
-from common.gridding import transform_and_slopes
 from common.rotations import geodesic_distance, vector_from_rotation
-from spr.orientation_search import RingImages
-from spr.refinement import RefineSettings, fit_poses, halve, map_of_poses
-from spr.ring_sampling import SearchGrid
 
 _JUMP = 8.0  # usual steps; two frames that lie further apart belong to different stretches
-_LEAST = 8  # frames of a stretch that can be judged
-_FORETOLD = 0.6  # of what a stretch's images gain with it, from which a map without it is taken to hold
 _LAGS = (2, 3, 4, 5, 6)  # frames, over which rotations about different axes are compared
 _ONE_SIDE = 0.5  # mean square cosine between the views and their mean axis, from which the views are of one side
 _FURTHEST = 1.6  # change of the tilts in one go
-_USED = 400  # images that a stretch is judged by, of all stretches
 _NORMAL = 0.6745  # median over standard deviation of the size of a normal number
 
 
@@ -47,42 +35,6 @@ def segments_of(rotations: Tensor, frames: Tensor) -> Tensor:
     expected = steps.median() * torch.sqrt((frames[1:] - frames[:-1]).to(steps))
     jumped = steps > _JUMP * expected.clamp(min=0.1)
     return torch.cat((jumped.new_zeros(1), jumped)).cumsum(0)
-
-
-def foretold(images: RingImages, grid: SearchGrid, poses: Poses, segments: Tensor, settings: RefineSettings) -> Tensor:
-    """How well each frame's stretch is explained by a map that was made without it: (n,), 1 for as well as with it.
-
-    Parameters
-    ----------
-    images : n, in the order of time. poses : of these. segments : (n,) from `segments_of`.
-    """
-    n, count = len(images), len(grid.shells)
-    some = torch.arange(0, n, math.ceil(n / _USED), device=segments.device)
-    few, own, where = images[some], segments[some], poses[some]
-    data = halve(few, grid.shells, grid, seed=0)
-
-    def gain(rows: Tensor, index: Tensor) -> float:
-        values = map_of_poses(few[rows], grid, where[rows], settings)
-        transform = transform_and_slopes(values, math.ceil(float(grid.shells[-1])))
-        found = fit_poses(
-            transform, data, index, where.rotations[index], where.shifts[index], count, steps=2, shifts_only=0
-        )
-        return float(found[2].mean())
-
-    every = torch.arange(len(some), device=segments.device)
-    share = torch.zeros(n, device=segments.device)
-    for segment in own.unique().tolist():
-        mine, rest = (own == segment).nonzero()[:, 0], (own != segment).nonzero()[:, 0]
-        if int((segments == segment).sum()) < _LEAST or not len(rest):
-            continue
-        with_it = gain(every, mine)
-        share[segments == segment] = gain(rest, mine) / with_it if with_it > 0 else 0.0
-    return share
-
-
-def believed(share: Tensor, segments: Tensor) -> Tensor:
-    """Booleans (n,): the frames of stretches that the others foretell; all frames where there is but one stretch."""
-    return torch.ones_like(segments, dtype=torch.bool) if len(segments.unique()) == 1 else share >= _FORETOLD
 
 
 def tilt_excess(rotations: Tensor, frames: Tensor, segments: Tensor) -> float:
@@ -122,13 +74,10 @@ def with_tilts(rotations: Tensor, axis: Tensor, factor: float) -> Tensor:
     return torch.cat((rows, torch.linalg.cross(rows[:, 0], rows[:, 1])[:, None]), 1)
 
 
-def at_true_scale(rotations: Tensor, frames: Tensor, segments: Tensor, good: Tensor) -> Tensor:
-    """Orientations whose tilts have the scale of Brownian rotation, where all views are of one side.
-
-    good : (n,) booleans, the frames that are judged by. The others' orientations go along.
-    """
-    axis, cosine = mean_axis(rotations[good])
+def at_true_scale(rotations: Tensor, frames: Tensor, segments: Tensor) -> Tensor:
+    """Orientations whose tilts have the scale of Brownian rotation, where all views are of one side."""
+    axis, cosine = mean_axis(rotations)
     if cosine < _ONE_SIDE:
         return rotations
-    excess = tilt_excess(rotations[good], frames[good], segments[good])
+    excess = tilt_excess(rotations, frames, segments)
     return with_tilts(rotations, axis, 1 / min(max(excess, 1 / _FURTHEST), _FURTHEST))

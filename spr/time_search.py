@@ -8,8 +8,9 @@ forward-backward over the whole sequence turn the tempered likelihoods into post
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,35 +150,81 @@ def step_in_time(
     """
     generator = step_generator(seed, state.iteration + 1)
     turned = frames @ random_rotations(1, generator=generator)[0].to(frames)
-    views = views_of(state.values, turned, grid.shells, images.rings.shape[-1], images.weights, taps=_TAPS)
     first = int(torch.randint(min(time.stride, len(images)), (1,), generator=generator))
     index = torch.arange(first, len(images), time.stride, device=state.shifts.device)
-    trials = trial_shifts(state.shifts[index], settings.shift_step / float(images.frequencies.max()))
-    found = likeliest(images, index, trials, views, time.candidates)
     some = torch.randperm(len(index), generator=generator)[:40].to(index.device)
     target = effective_poses(settings, state.iteration)
-    cooled = state.iteration / (settings.iterations - 1)
-    temperature = time.heat ** (1 - cooled) * temperature_for(found.log_likelihood[some], target)
-    posterior = forward_backward(chain, found.states, found.log_likelihood / temperature).posterior
+    heat = time.heat ** (1 - state.iteration / (settings.iterations - 1))
+    made = map_in_time(
+        state.values,
+        state.values,
+        state.shifts,
+        index,
+        turned,
+        images,
+        grid,
+        settings,
+        time,
+        chain,
+        lambda scores: heat * temperature_for(scores[some], target),
+    )
+    done = state.iteration + 1 == settings.iterations
+    return SearchState(state.iteration + 1, done, *made)
+
+
+class MapInTime(NamedTuple):
+    """values : (d, d, d). shifts : (n, 2) of all images. log_likelihood : nats, mean of the best states.
+
+    temperature : that was used.
+    """
+
+    values: Tensor
+    shifts: Tensor
+    log_likelihood: float
+    temperature: float
+
+
+def map_in_time(
+    reference: Tensor,
+    values: Tensor,
+    shifts: Tensor,
+    index: Tensor,
+    frames: Tensor,
+    images: RingImages,
+    grid: SearchGrid,
+    settings: SearchSettings,
+    time: TimeSettings,
+    chain: RotationChain,
+    temperature: Callable[[Tensor], float],
+) -> MapInTime:
+    """The next map: images ``index`` (k,) over all orientations of ``reference`` (d, d, d), given all of them.
+
+    values : (d, d, d) that the next map is fitted from. shifts : (n, 2) of all images.
+    frames : (v, 3, 3) view directions, those of ``chain`` turned together.
+    temperature : of the likelihoods (k, c) of each image's candidates.
+    """
+    views = views_of(reference, frames, grid.shells, images.rings.shape[-1], images.weights, taps=_TAPS)
+    trials = trial_shifts(shifts[index], settings.shift_step / float(images.frequencies.max()))
+    found = likeliest(images, index, trials, views, time.candidates)
+    warmth = temperature(found.log_likelihood)
+    posterior = forward_backward(chain, found.states, found.log_likelihood / warmth).posterior
     best = posterior.argmax(1, keepdim=True)
     number = torch.arange(len(index), device=index.device)
-    shifts = trials[number, found.trial.gather(1, best)[:, 0].long()]
-    sums, counts = average(images, index, shifts, found.states, posterior, views)
-    values = maximise(
+    moved = trials[number, found.trial.gather(1, best)[:, 0].long()]
+    sums, counts = average(images, index, moved, found.states, posterior, views)
+    made = maximise(
         sums,
         counts,
         views.points,
         images.weights,
         grid.shells,
-        state.values,
+        values,
         support=grid.radius / grid.voxel_size,
         ridge=settings.ridge,
         taps=_TAPS,
     )
-    moved = state.shifts.index_copy(0, index, shifts)
-    done = state.iteration + 1 == settings.iterations
     likelihood = float(found.log_likelihood.gather(1, best).mean())
-    return SearchState(state.iteration + 1, done, values, moved, likelihood, temperature)
+    return MapInTime(made, shifts.index_copy(0, index, moved), likelihood, warmth)
 
 
 def search_in_time(
@@ -219,12 +266,17 @@ def assign_in_time(
     time: TimeSettings,
     *,
     seed: int,
+    trials: Tensor | None = None,
 ) -> Assignment:
-    """Every frame's pose against the map of a search, given all frames."""
+    """Every frame's pose against the map of a search, given all frames.
+
+    trials : (n, t, 2) shifts that are tried, angstrom; None: those of the state and around them.
+    """
     frames, chain = chain_of(images, grid, time, 1, seed=seed)
     views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
     every = torch.arange(len(images), device=state.shifts.device)
-    trials = trial_shifts(state.shifts, settings.shift_step / float(images.frequencies.max()))
+    if trials is None:
+        trials = trial_shifts(state.shifts, settings.shift_step / float(images.frequencies.max()))
     found = likeliest(images, every, trials, views, time.candidates // 4)
     posterior = forward_backward(chain, found.states, found.log_likelihood / _TEMPERED).posterior
     best = posterior.argmax(1, keepdim=True)

@@ -1,8 +1,7 @@
 """Every image's pose searched afresh over all orientations and shifts, with atoms as the reference.
 
 Three passes, each over fewer candidates with finer detail: the likelihood on a grid of orientations times shifts; the
-best
-few of each image refined at low resolution; the best of these at full resolution.
+best few of each image refined at low resolution; the best of these at full resolution.
 """
 
 from __future__ import annotations
@@ -83,18 +82,9 @@ def search_poses(
     settings, priors = settings or PoseSearchSettings(), priors or Priors()
     m = len(stack)
     given = poses is not None or len(model.weights) == m
-    start = start_views(model.parameters, poses, m)
-    centre = model.positions.mean(0)
-    atoms = replace(model.parameters, positions=model.positions - centre)
-    shifts = start.shifts + (start.rotations @ centre)[:, :2]
-    start = replace(start, shifts=shifts)
-    radius = float(torch.linalg.vector_norm(atoms.positions, dim=1).max())
-    side = min(
-        8 * math.ceil(2 * (radius + settings.margin + settings.reach / 2) / stack.pixel_size / 8), stack.box_size
-    )
-    limits = [1 / settings.resolution, 1 / settings.full_resolution]
-    coarse, full = measure(stack, noise, shifts, side=side, limits=limits)
-    found, rows = grid_search(atoms, coarse, start, radius, settings)
+    placed = _placed(stack, noise, model, poses, settings)
+    atoms, start, coarse, full = placed.atoms, placed.start, placed.coarse, placed.full
+    found, rows = grid_search(atoms, coarse, start, placed.radius, settings)
     if given:
         found = Views(*(torch.cat((a, b)) for a, b in zip(_fields(found), _fields(start), strict=True)))
         rows = torch.cat((rows, torch.arange(m, device=rows.device)))
@@ -102,12 +92,75 @@ def search_poses(
     found, rows = best_of(found, rows, scores, m, settings.finalists)
     found, scores = fit_views(atoms, found, full, rows, priors=priors, iterations=3, batch_size=settings.batch_size)
     found, rows = best_of(found, rows, scores, m, 1)
-    moved = found.shifts - (found.rotations @ centre)[:, :2]
+    return _with_found(model, placed, found, settings)
+
+
+def refine_given(
+    stack: ImageStack,
+    noise: NoiseModel,
+    model: AtomicModel,
+    poses: Poses,
+    settings: PoseSearchSettings | None = None,
+    *,
+    priors: Priors | None = None,
+) -> AtomicModel:
+    """Poses right to a few degrees refined against atoms that are held fixed, first at low resolution.
+
+    Parameters
+    ----------
+    stack, noise : m raw images; they need not be those of the model. poses : (m,) where to start.
+
+    Returns
+    -------
+    The model with m new poses, gains and defocus offsets.
+    """
+    settings, priors = settings or PoseSearchSettings(), priors or Priors()
+    placed = _placed(stack, noise, model, poses, settings)
+    rows = torch.arange(len(stack), device=placed.full.level.device)
+    found = placed.start
+    for data in (placed.coarse, placed.full):
+        found, _ = fit_views(
+            placed.atoms, found, data, rows, priors=priors, iterations=3, batch_size=settings.batch_size
+        )
+    return _with_found(model, placed, found, settings)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Atoms about their centre (3,), where each image is to start, and the images around there in two bands."""
+
+    atoms: Parameters
+    centre: Tensor
+    radius: float
+    start: Views
+    coarse: Measurement
+    full: Measurement
+
+
+def _placed(
+    stack: ImageStack, noise: NoiseModel, model: AtomicModel, poses: Poses | None, settings: PoseSearchSettings
+) -> _Placed:
+    start = start_views(model.parameters, poses, len(stack))
+    centre = model.positions.mean(0)
+    atoms = replace(model.parameters, positions=model.positions - centre)
+    shifts = start.shifts + (start.rotations @ centre)[:, :2]
+    radius = float(torch.linalg.vector_norm(atoms.positions, dim=1).max())
+    side = min(
+        8 * math.ceil(2 * (radius + settings.margin + settings.reach / 2) / stack.pixel_size / 8), stack.box_size
+    )
+    limits = [1 / settings.resolution, 1 / settings.full_resolution]
+    coarse, full = measure(stack, noise, shifts, side=side, limits=limits)
+    return _Placed(atoms, centre, radius, replace(start, shifts=shifts), coarse, full)
+
+
+def _with_found(model: AtomicModel, placed: _Placed, found: Views, settings: PoseSearchSettings) -> AtomicModel:
+    m = len(found.gains)
+    moved = found.shifts - (found.rotations @ placed.centre)[:, :2]
     parameters = replace(
         model.parameters, rotations=found.rotations, shifts=moved, gains=found.gains, defocus=found.defocus
     )
     weights = model.weights if len(model.weights) == m else model.weights.new_ones(m)
-    return evaluate(model.symbols, parameters, full, weights, settings.batch_size)
+    return evaluate(model.symbols, parameters, placed.full, weights, settings.batch_size)
 
 
 def _fields(views: Views) -> tuple[Tensor, ...]:

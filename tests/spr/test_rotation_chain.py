@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from common.iteration import step_generator
+from common.rotations import geodesic_distance, random_rotations, rotation_from_vector
 from spr.orientation_search import random_frames
-from spr.rotation_chain import RotationChain, brownian_chain, forward_backward
+from spr.rotation_chain import RotationChain, brownian_chain, forward_backward, likeliest_path
 
 N_DIRECTIONS, N_ANGLES, N_FRAMES = 8, 4, 3
 
@@ -94,3 +96,37 @@ def test_without_steps_or_jumps_all_frames_share_one_state(chain: RotationChain,
     found = forward_backward(still, all_states(chain), likelihood)
     expected = torch.softmax(likelihood.sum(0), 0)
     torch.testing.assert_close(found.posterior, expected.expand_as(found.posterior), atol=1e-3, rtol=0)
+
+
+def test_the_likeliest_path_is_the_best_of_all_paths() -> None:
+    generator = torch.Generator().manual_seed(5)
+    n, c, degrees, rate = 5, 3, 6.0, 1e-3
+    base = random_rotations(1, generator=generator)[0].double()
+    turns = rotation_from_vector(0.1 * torch.randn(n, c, 3, generator=generator, dtype=torch.float64))
+    rotations, frames = turns @ base, torch.tensor([0, 1, 2, 5, 6])
+    likelihood = 4 * torch.randn(n, c, generator=generator, dtype=torch.float64)
+
+    def value(path: tuple[int, ...]) -> float:
+        total = float(likelihood[0, path[0]])
+        for t in range(1, n):
+            gap = int(frames[t] - frames[t - 1])
+            variance = math.radians(degrees) ** 2 / 3 * gap
+            angle = math.radians(float(geodesic_distance(rotations[t - 1, path[t - 1]], rotations[t, path[t]])))
+            density = math.exp(-(angle**2) / (2 * variance)) / (2 * math.pi * variance) ** 1.5 * 8 * math.pi**2
+            total += float(likelihood[t, path[t]]) + math.log(density + rate * gap)
+        return total
+
+    best = max(itertools.product(range(c), repeat=n), key=value)
+    assert tuple(likeliest_path(rotations, likelihood, frames, degrees, rate).tolist()) == best
+    alone = tuple(likelihood.argmax(1).tolist())
+    assert best != alone  # time has a say
+
+
+def test_a_jump_is_taken_where_the_images_ask_for_it() -> None:
+    still = torch.eye(3, dtype=torch.float64).expand(20, 3, 3)
+    turned = rotation_from_vector(torch.tensor([0.0, 0.8, 0.0], dtype=torch.float64)) @ still
+    rotations = torch.stack((still, turned), 1)
+    likelihood = torch.zeros(20, 2, dtype=torch.float64)
+    likelihood[:9, 0], likelihood[9:, 1], likelihood[4, 1] = 5.0, 5.0, 12.0
+    path = likeliest_path(rotations, likelihood, torch.arange(20), 2.0, 1e-6)
+    assert path.tolist() == [0] * 9 + [1] * 11
