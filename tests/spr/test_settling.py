@@ -2,120 +2,85 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from common.data import ImageStack, InputError, Poses
-from common.noise import estimate_noise, whiten
-from common.rotations import geodesic_distance, random_rotations, rotation_from_vector
-from common.scattering import projected_atoms
-from spr.ab_initio import SearchSettings, SearchState, prepare
-from spr.orientation_search import RingImages
+from common.data import InputError, Poses
+from common.rotations import geodesic_distance
+from spr.ab_initio import SearchState
+from spr.atomic_map import draw_atoms
 from spr.refinement import RefineSettings, map_of_poses
-from spr.ring_sampling import SearchGrid
-from spr.settling import SettlingSettings, anneal, settle_paths
+from spr.settling import SettlingSettings, anneal, centre_of_mass, moved, searched_anew, settle_paths
 from spr.time_consensus import shared_orientations
-from spr.time_search import TimeSettings
 
-PIXEL, BOX, N, DEGREES, JUMPS = 0.4, 52, 180, 4.0, (60, 120)
-SEARCH = SearchSettings(iterations=30, images_per_iteration=60, directions=200, coarsest=2.6, finest=1.5)
-TIME = TimeSettings(degrees_per_frame=DEGREES, stride=3, candidates=2000)
 SETTLING = SettlingSettings(iterations=4, stride=2, rounds=4)
-BOND = 2.88
 
 
-@dataclass(frozen=True)
-class Filmed:
-    rotations: Tensor
-    images: RingImages
-    grid: SearchGrid
-
-
-def crystal() -> Tensor:
-    """An fcc particle of no symmetry: a ball cut by a plane, its centre in no special place."""
-    a = BOND * math.sqrt(2)
-    cells = torch.cartesian_prod(*[torch.arange(-3, 4).float()] * 3)
-    basis = torch.tensor([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
-    sites = a * (cells[:, None] + basis).reshape(-1, 3)
-    sites = sites[(sites - torch.tensor([0.6, 1.1, 0.3])).norm(dim=1) < 6.4]
-    sites = sites[sites @ torch.tensor([0.5, 0.1, 0.86]) < 3.0]
-    return sites - sites.mean(0)
-
-
-@pytest.fixture(scope="module")
-def filmed() -> Filmed:
-    generator = torch.Generator().manual_seed(2)
-    turns = rotation_from_vector(math.radians(DEGREES) / 3**0.5 * torch.randn(N, 3, generator=generator))
-    now, rotations = torch.eye(3), []
-    for t, turn in enumerate(turns):
-        now = random_rotations(1, generator=generator)[0].float() if t in JUMPS else turn @ now
-        rotations.append(now)
-    poses = torch.stack(rotations)
-    atoms = crystal()
-    heights = torch.full((len(atoms), 1), 2 * math.pi * 0.4**2)
-    clean = projected_atoms((atoms @ poses.mT)[..., :2], heights, torch.tensor(0.4), box_size=BOX, pixel_size=PIXEL)
-    stack = ImageStack(clean + 1.5 * clean.std() * torch.randn(clean.shape, generator=generator), PIXEL)
-    noise = estimate_noise(stack)
-    still = torch.zeros(N, 2)
-    images, grid = prepare(
-        stack, whiten(stack, noise), noise, radius=6.5, shift_spread=0.2, settings=SEARCH, centres=still
-    )
-    return Filmed(poses, images, grid)
-
-
-def misplaced(filmed: Filmed) -> Poses:
-    """The second stretch turned by a quarter about a cube axis: the lattice is the same, the outline is not."""
-    quarter = rotation_from_vector(torch.tensor([0.0, 0.0, math.pi / 2]))
-    rotations = filmed.rotations.clone()
-    rotations[JUMPS[0] : JUMPS[1]] = rotations[JUMPS[0] : JUMPS[1]] @ quarter
-    return Poses(rotations, torch.zeros(N, 2))
-
-
-def started(filmed: Filmed, poses: Poses) -> SearchState:
-    values = map_of_poses(filmed.images, filmed.grid, poses, RefineSettings())
+def started(crystal: Any, poses: Poses) -> SearchState:
+    values = map_of_poses(crystal.images, crystal.grid, poses, RefineSettings())
     return SearchState(0, False, values, poses.shifts, 0.0, 1.0)
 
 
-def test_a_stretch_in_a_like_orientation_finds_its_place(filmed: Filmed) -> None:
-    wrong = misplaced(filmed)
-    assert shared_orientations(wrong.rotations, filmed.rotations) < 0.7
-    frames = torch.arange(N)
+def test_a_stretch_in_a_like_orientation_finds_its_place(tumbling_crystal: Any, misplaced: Poses) -> None:
+    crystal = tumbling_crystal
+    assert shared_orientations(misplaced.rotations, crystal.rotations) < 0.7
     found = settle_paths(
-        started(filmed, wrong),
-        filmed.images,
-        filmed.grid,
-        frames,
-        SEARCH,
-        TIME,
+        started(crystal, misplaced),
+        crystal.images,
+        crystal.grid,
+        torch.arange(len(misplaced)),
+        crystal.search,
+        crystal.time,
         SETTLING,
         RefineSettings(),
-        bond=BOND,
+        bond=crystal.bond,
         seed=1,
     )
     assert found.iteration == SETTLING.rounds
-    assert shared_orientations(found.rotations, filmed.rotations) > 0.95
+    assert shared_orientations(found.rotations, crystal.rotations) > 0.95
     steps = geodesic_distance(found.rotations[1:], found.rotations[:-1])
-    assert set(steps.topk(2).indices.tolist()) == {t - 1 for t in JUMPS}
+    assert set(steps.topk(2).indices.tolist()) == {t - 1 for t in crystal.jumps}
 
 
-def test_annealing_repeats_with_its_seed(filmed: Filmed) -> None:
-    first = started(filmed, misplaced(filmed))
+def test_shifts_that_went_astray_are_found_by_the_track(tumbling_crystal: Any, misplaced: Poses) -> None:
+    """The search looks where the track sees the particle, whatever the centre of the map."""
+    crystal = tumbling_crystal
+    shift = torch.tensor([0.5, -0.8, 0.7])
+    drawn = draw_atoms(
+        crystal.atoms + shift, torch.ones(len(crystal.atoms)), crystal.grid.box_size, crystal.grid.voxel_size, 0.4
+    )
+    true = Poses(crystal.rotations, -(crystal.rotations @ shift)[:, :2])
+    values = started(crystal, true).values
+    reference = drawn * (values * drawn).sum() / drawn.square().sum()
+    astray = Poses(crystal.rotations, true.shifts + 3.0)
+    found = searched_anew(
+        reference, astray, crystal.images, crystal.grid, crystal.search, crystal.time, seed=2, by_track=True
+    )
+    assert float((found.shifts - true.shifts).norm(dim=1).median()) < 0.4
+    assert float((geodesic_distance(found.rotations, crystal.rotations) < 12).float().mean()) > 0.9
+
+
+def test_a_moved_map_has_its_centre_moved() -> None:
+    values = draw_atoms(torch.tensor([[1.0, 0.5, -2.0]]), torch.ones(1), 32, 0.5, 0.6)
+    torch.testing.assert_close(centre_of_mass(values, 0.5), torch.tensor([1.0, 0.5, -2.0]), atol=1e-3, rtol=0)
+    there = moved(values, torch.tensor([1.5, -3.0, 0.25]))
+    torch.testing.assert_close(centre_of_mass(there, 0.5), torch.tensor([1.75, -1.0, -1.875]), atol=3e-3, rtol=0)
+
+
+def test_annealing_repeats_with_its_seed(tumbling_crystal: Any, misplaced: Poses) -> None:
+    c, first = tumbling_crystal, started(tumbling_crystal, misplaced)
     few = replace(SETTLING, iterations=2)
-    maps = [
-        anneal(first, filmed.images, filmed.grid, SEARCH, TIME, few, bond=BOND, seed=seed).values for seed in (3, 3, 4)
-    ]
+    maps = [anneal(first, c.images, c.grid, c.search, c.time, few, bond=c.bond, seed=seed).values for seed in (3, 3, 4)]
     assert torch.equal(maps[0], maps[1])
     assert not torch.allclose(maps[0], maps[2])
 
 
-def test_no_iterations_change_nothing(filmed: Filmed) -> None:
-    first = started(filmed, misplaced(filmed))
-    none = replace(SETTLING, iterations=0)
-    last = anneal(first, filmed.images, filmed.grid, SEARCH, TIME, none, bond=BOND, seed=3)
+def test_no_iterations_change_nothing(tumbling_crystal: Any, misplaced: Poses) -> None:
+    c, first = tumbling_crystal, started(tumbling_crystal, misplaced)
+    last = anneal(first, c.images, c.grid, c.search, c.time, replace(SETTLING, iterations=0), bond=c.bond, seed=3)
     assert torch.equal(last.values, first.values)
 
 
