@@ -24,7 +24,7 @@ from common.atoms.validation import with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
 from spr import pipeline
-from spr.ab_initio import SearchState, scheduled
+from spr.ab_initio import SearchSettings, SearchState, scheduled
 from spr.consensus import Consensus, ConsensusSettings
 from spr.movies import MovieSettings
 from spr.orientation_search import RingImages
@@ -52,6 +52,7 @@ class MovieRoadSettings(pipeline.Settings):
     starts: ConsensusSettings = field(default_factory=lambda: ConsensusSettings(most=3, narrow=0))
     refinement: RefineSettings = field(default_factory=lambda: RefineSettings(finest=1.1))
     first_steps: int = 12
+    search: SearchSettings = field(default_factory=lambda: SearchSettings(iterations=30))
     pose_search: PoseSearchSettings = field(default_factory=lambda: PoseSearchSettings(reach=0.8))
     movie: MovieSettings = field(default_factory=MovieSettings)
     time: TimeSettings = field(default_factory=TimeSettings)

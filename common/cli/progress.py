@@ -21,11 +21,17 @@ class ProgressObserver:
     ----------
     shown : at most so many of a state's numbers.
     stream : where to print.
+    title : what the loops belong to, said before their names.
+    bars : None: where there is a terminal.
     """
 
-    def __init__(self, *, shown: int = 3, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, shown: int = 3, stream: TextIO | None = None, title: str = "", bars: bool | None = None
+    ) -> None:
         self.stream = stream or sys.stderr
         self.shown = shown
+        self.title = title
+        self.bars = self.stream.isatty() if bars is None else bars
         self._bars: dict[str, tqdm] = {}
         self._began: dict[str, tuple[float, float, int]] = {}
         self._cpu: dict[str, float] = {}
@@ -41,9 +47,11 @@ class ProgressObserver:
     def observe(self, name: str, state: State) -> None:
         if name not in self._began:
             self._began[name] = (time.monotonic(), time.process_time(), state.iteration)
-            if process_rank() == 0 and self.stream.isatty():
+            if process_rank() == 0 and self.bars:
                 total = getattr(state, "n_iterations", None)
-                self._bars[name] = tqdm(desc=name, total=total, initial=state.iteration, file=self.stream, leave=True)
+                self._bars[name] = tqdm(
+                    desc=self.title + name, total=total, initial=state.iteration, file=self.stream, leave=True
+                )
         bar = self._bars.get(name)
         if bar is not None:
             numbers = list(scalars(state).items())[: self.shown]
@@ -62,4 +70,4 @@ class ProgressObserver:
         elif process_rank() == 0:
             steps = state.iteration - first
             word = "loaded" if steps == 0 else f"{steps} step{'s' if steps > 1 else ''}"
-            print(f"{name}: {word}, {time.monotonic() - wall:.1f} s", file=self.stream, flush=True)
+            print(f"{self.title}{name}: {word}, {time.monotonic() - wall:.1f} s", file=self.stream, flush=True)

@@ -22,6 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from common.data import InputError
 
 _DEST = "setting:"
+_UNITS = ("-kv", "-mm")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Setting:
     @property
     def option(self) -> str:
         return "--" + self.key.replace("_", "-")
+
+    @property
+    def spellings(self) -> list[str]:
+        """The option, and without its unit where it ends with one: ``--voltage-kv``, ``--voltage``."""
+        units = [self.option.removesuffix(unit) for unit in _UNITS if self.option.endswith(unit)]
+        return [self.option, *units]
 
 
 def list_settings(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[Setting]:
@@ -98,7 +105,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type, *, section: str = 
             group.add_argument(setting.option, action=argparse.BooleanOptionalAction, help=_help(setting), **options)
             continue
         metavar = "|".join(map(str, shape.choices)) if shape.choices else {int: "N", float: "X", str: "TEXT"}[shape.of]
-        group.add_argument(setting.option, metavar=metavar, help=_help(setting), **options)
+        group.add_argument(*setting.spellings, metavar=metavar, help=_help(setting), **options)
 
 
 def _help(setting: Setting) -> str:

@@ -8,8 +8,10 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,9 @@ from common.cli.program import Parser, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, require_one_process
 from common.cli.settings import add_settings, read_settings
+from common.cli.workers import free_cores, side_by_side
 from common.data import InputError
-from common.io import ParticleFile, sha256
+from common.io import ParticleFile, read_particles, sha256
 from common.io.files import write_csv
 from common.io.movie import Movie
 from common.io.run_folder import RunFolder
@@ -49,7 +52,9 @@ def add_arguments(parser: Parser, name: str) -> None:
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file or a run.json")
     text = "positions of the particles in the first frames, two columns x y in pixels (default: found)"
     parser.add_argument("--box-file", metavar="FILE", type=Path, help=text)
-    add_machine_arguments(parser)
+    machine = add_machine_arguments(parser)
+    several = "particles at a time, each in a process (default: as many as there are free CPU cores; on a GPU 1)"
+    machine.add_argument("--jobs", metavar="N", type=int, default=0, help=several)
     add_settings(parser, MovieInput, section="input")
     add_settings(parser, MovieRoadSettings)
 
@@ -61,6 +66,8 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     out: Path = arguments.out or _beside(arguments.movie)
     require_one_process("spr movie")
     set_threads(arguments.threads)
+    if arguments.jobs < 0:
+        raise InputError(f"--jobs is {arguments.jobs}, expected 0 (automatic) or more")
     clock = Clock()
     with processes(choose_device(arguments.device)) as device:
         movie = movie_of(arguments.movie, given)
@@ -91,16 +98,24 @@ def run(arguments: argparse.Namespace, name: str) -> int:
             write_text(folder.file("background.json"), background_text(tracked.background))
             write_csv(folder.file("tracks.csv"), tracks_table(tracked))
             print(f"{len(tracked.tracks)} particles: {folder.file('tracks.csv')}")
-            results: list[tuple[str, Mapping[str, float], bool]] = []
+            tasks: list[tuple[_Task]] = []
             for k, (stack, shifts) in enumerate(extract(movie, tracked, settings.movie), start=1):
                 with opened(out / f"particle_{k:03d}") as own:
+                    weights = tracked.tracks[k - 1].weights
                     if not own.is_complete:
                         optics = optics_of(len(stack), given.voltage_kv, given.spherical_aberration_mm, given.defocus)
-                        weights = tracked.tracks[k - 1].weights
-                        particles = write_frames(own.path, replace(stack, optics=optics), shifts, weights)
-                        _one_particle(own, particles, shifts, weights.weights, settings, device)
-                    results.append((own.status, own.record["metrics"], own.status == "finished"))
-                    print(f"particle {k}: {own.status}, {own.file('report.html')}")
+                        write_frames(own.path, replace(stack, optics=optics), shifts, weights)
+                    run_of_it = {"inputs": inputs, "settings": described, "command": name, "device": device.type}
+                    tasks.append((_Task(k, own.path, run_of_it, shifts.tolist(), weights.weights.tolist()),))
+            jobs = arguments.jobs or (1 if device.type == "cuda" else max(1, free_cores() // arguments.threads))
+            several = min(jobs, len(tasks)) > 1
+            work = partial(
+                _one_particle, settings=settings, device=str(device), threads=arguments.threads, alone=not several
+            )
+            results = []
+            for k, result in enumerate(side_by_side(work, tasks, jobs), start=1):
+                results.append(result)
+                print(f"particle {k}: {result[0]}, {out / f'particle_{k:03d}' / 'report.html'}")
             _finish(folder, movie, tracked, results, clock.seconds(progress.seconds))
             print(f"{folder.status}: {folder.path}\nreport: {folder.file('report.html')}")
     return 0
@@ -112,19 +127,45 @@ def _beside(movie: str) -> Path:
     return path.parent / "movie_run" if any(mark in path.name for mark in "*?[") else path.with_name(f"{path.stem}_run")
 
 
-def _one_particle(
+@dataclass(frozen=True)
+class _Task:
+    """What another process is told of a particle: its number and folder, its run, shifts (n, 2) and weights (n,)."""
+
+    number: int
+    folder: Path
+    run: dict[str, Any]
+    shifts: list[list[float]]
+    weights: list[float]
+
+
+_Result = tuple[str, Mapping[str, float], bool]  # status, metrics, determined
+
+
+def _one_particle(task: _Task, *, settings: MovieRoadSettings, device: str, threads: int, alone: bool) -> _Result:
+    """Reconstruct one particle, whose frames are in its folder, and write everything about it."""
+    set_threads(threads)
+    with RunFolder.open(task.folder, **task.run) as folder:
+        if not folder.is_complete:
+            particles = read_particles(folder.file("frames.star"))
+            shifts, weights = torch.tensor(task.shifts), torch.tensor(task.weights)
+            title = f"particle {task.number}: "
+            progress = ProgressObserver(title=title) if alone else ProgressObserver(title=title, bars=False)
+            _reconstruct(folder, particles, shifts, weights, settings, torch.device(device), progress)
+        return folder.status, folder.record["metrics"], folder.status == "finished"
+
+
+def _reconstruct(
     folder: RunFolder,
     particles: ParticleFile,
     shifts: Tensor,
     weights: Tensor,
     settings: MovieRoadSettings,
     device: torch.device,
+    progress: ProgressObserver,
 ) -> None:
-    """Reconstruct one particle and write everything about it."""
     began = time.process_time()
     rows = (weights > 0).nonzero()[:, 0]
     shown = select_particles(particles, rows)
-    progress = ProgressObserver()
     metrics, checkpoints = folder.observers()
     watching = (metrics, checkpoints, progress)
     try:

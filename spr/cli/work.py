@@ -62,13 +62,14 @@ def add_run_arguments(parser: Parser, settings: type, *, poses: bool = False) ->
     add_settings(parser, settings)
 
 
-def add_machine_arguments(parser: Parser) -> None:
-    """Where it is computed; none of these changes the result."""
+def add_machine_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """Where it is computed; none of these changes the result. Returns the group of options, for more of them."""
     group = parser.add_argument_group("machine")
     devices = "where to compute (default: auto, a GPU where there is one)"
     group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help=devices)
     threads = "CPU threads of each process (default: 1, the least CPU time; more processes: torchrun)"
     group.add_argument("--threads", metavar="N", type=int, default=1, help=threads)
+    return group
 
 
 def run_work(
