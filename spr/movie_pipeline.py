@@ -35,8 +35,11 @@ from spr.ring_sampling import SearchGrid
 from spr.settling import SettlingSettings, anneal, settle_paths
 from spr.time_consensus import agree_in_time
 from spr.time_search import TimeSettings, search_in_time
-from spr.time_windows import Window, follow_atoms
+from spr.time_windows import Window, WindowFSC, compare_maps, follow_atoms
 from spr.tumbling import Tumbling, continuous, describe_tumbling
+
+_FOCUS_FRAMES = 8.0  # rms width of the running mean that defocus is said to follow
+_BLOCK = 25  # frames, of which each half of a movie is made
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,15 @@ class ParticleInTime:
     """One particle of a movie.
 
     reconstruction : as of identical particles, its images those frames that show it.
-    frames : (n,) the numbers of these frames, from 0. tumbling, windows : as far as atoms were found.
+    frames : (n,) the numbers of these frames, from 0. tumbling, windows, agreement (of the windows' maps) : as far as
+        atoms were found.
     """
 
     reconstruction: Reconstruction
     frames: Tensor
     tumbling: Tumbling | None = None
     windows: tuple[Window, ...] = ()
+    agreement: tuple[WindowFSC, ...] = ()
 
 
 def reconstruct_in_time(
@@ -107,11 +112,14 @@ def reconstruct_in_time(
     numbers = frames.to(seen.fitted.device)
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = pipeline.fit_atoms(seen, traced.atoms, refined, settings, observers)
-    model = improve_in_time(seen, rough, refined, rings, grid, numbers[seen.fitted], settings, observers)
+    seen, model = improve_in_time(seen, rough, refined, rings, grid, numbers, settings, observers)
     found = run_stage("atoms/between", partial(place_left_out, seen, model, numbers, centres, settings), observers)
     result = pipeline.from_model(seen, starts, refined, traced, model, found, settings, observers)
     tumbling, windows = in_time(seen, result, frames, settings, observers)
-    return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows)
+    agreement: tuple[WindowFSC, ...] = ()
+    if windows and result.model is not None and result.mask is not None:
+        agreement = compare_maps(seen, result.model, numbers[seen.fitted], windows, result.mask)
+    return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows, agreement)
 
 
 def find_map_in_time(
@@ -158,9 +166,17 @@ def find_map_in_time(
         )
         watching = under(f"refine/start-{number}", observers)
         poses = Poses(paths.rotations, paths.shifts)
-        return state, pipeline.refine_from(paths.values, poses, seen, rings, grid, settings, watching)
+        refined = pipeline.refine_from(
+            paths.values, poses, seen, rings, grid, settings, watching, halves=time_blocks(numbers)
+        )
+        return state, refined
 
     return agree_in_time(once, settings.tracing_of_element(), settings.starts, seed=settings.seed)
+
+
+def time_blocks(frames: Tensor) -> Tensor:
+    """The half, 0 or 1, of each frame: blocks of time in turn, since neighbours share motion, focus and liquid."""
+    return frames // _BLOCK % 2
 
 
 def improve_in_time(
@@ -172,15 +188,20 @@ def improve_in_time(
     numbers: Tensor,
     settings: MovieRoadSettings,
     observers: Sequence[Observer],
-) -> AtomicModel:
+) -> tuple[Seen, AtomicModel]:
     """All frames placed with the atoms, everything refined together, twice; atoms added or removed in between; sigmas.
 
-    numbers : (n,) of the fitted images in the movie.
+    numbers : (all,) of the images in the movie.
+
+    Returns
+    -------
+    The images, their defocus as it was found to go through time, and the model.
     """
-    stack, _, noise = seen.part(seen.fitted)
+    frames = numbers[seen.fitted]
     search = scheduled(settings.search, rings, wide=True)
 
-    def placed(model: AtomicModel, poses: Poses, seed: int) -> AtomicModel:
+    def placed(seen: Seen, model: AtomicModel, poses: Poses, seed: int) -> AtomicModel:
+        stack, _, noise = seen.part(seen.fitted)
         found = place_in_time(
             stack,
             noise,
@@ -188,7 +209,7 @@ def improve_in_time(
             poses,
             rings,
             grid,
-            numbers,
+            frames,
             search,
             settings.time,
             settings.refinement,
@@ -197,12 +218,36 @@ def improve_in_time(
         )
         return with_robust_weights(found)[0]
 
-    model = run_stage("atoms/placed", lambda: placed(rough, refined.poses, settings.seed), observers)
-    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
+    def refined_together(seen: Seen, model: AtomicModel, name: str) -> AtomicModel:
+        stack, _, noise = seen.part(seen.fitted)
+        return refine_model(stack, noise, model, settings.atoms, observers=observers, name=name)
+
+    model = run_stage("atoms/placed", lambda: placed(seen, rough, refined.poses, settings.seed), observers)
+    model = refined_together(seen, model, "atoms/together")
+    seen, model = with_defocus_in_time(seen, model, numbers)
     model = run_stage("atoms/count", partial(pipeline.settle_count, seen, model, settings), observers)
-    model = run_stage("atoms/placed-again", partial(placed, model, model.poses, settings.seed + 1), observers)
-    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/last")
-    return run_stage("atoms/sigmas", partial(fisher, stack, noise, model, settings.atoms), observers)
+    again = partial(placed, seen, model, model.poses, settings.seed + 1)
+    model = refined_together(seen, run_stage("atoms/placed-again", again, observers), "atoms/last")
+    stack, _, noise = seen.part(seen.fitted)
+    return seen, run_stage("atoms/sigmas", partial(fisher, stack, noise, model, settings.atoms), observers)
+
+
+def with_defocus_in_time(seen: Seen, model: AtomicModel, numbers: Tensor) -> tuple[Seen, AtomicModel]:
+    """What the defocus of neighbouring frames has in common becomes that of the images; the model keeps the rest.
+
+    So the prior holds each frame's defocus near that of its time, and frames that were left out have one, too.
+    """
+    if seen.stack.optics is None:
+        return seen, model
+    known, own = numbers[seen.fitted].double(), model.parameters.defocus
+    near = torch.exp(-(((numbers.double()[:, None] - known) / _FOCUS_FRAMES) ** 2) / 2) * model.weights + 1e-12
+    common = (near @ own) / near.sum(1)
+    optics = seen.stack.optics
+    focus = optics.defocus.clone()
+    focus[:, :2] += common[:, None].to(focus)
+    stack = replace(seen.stack, optics=replace(optics, defocus=focus))
+    parameters = replace(model.parameters, defocus=own - common[seen.fitted])
+    return replace(seen, stack=stack), replace(model, parameters=parameters)
 
 
 def place_left_out(
@@ -247,4 +292,6 @@ def with_tumbling(result: Reconstruction, tumbling: Tumbling | None, windows: Se
     if windows:
         more["windows"] = float(len(windows))
         more["atoms_that_move"] = float(torch.stack([window.significant for window in windows]).any(0).sum())
+        more["atoms_that_leave"] = float(torch.stack([window.gone for window in windows]).any(0).sum())
+        more["new_atoms_in_a_window"] = float(max(len(window.new) for window in windows))
     return replace(result, metrics={**result.metrics, **more})

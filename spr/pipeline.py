@@ -291,8 +291,13 @@ def refine_from(
     grid: SearchGrid,
     settings: Settings,
     observers: Sequence[Observer],
+    *,
+    halves: Tensor | None = None,
 ) -> RefinedMap:
-    """`refine_poses` from any map (d, d, d) on the search's grid and poses of the fitted images."""
+    """`refine_poses` from any map (d, d, d) on the search's grid and poses of the fitted images.
+
+    halves : (n,) 0 or 1, of these images; None: at random.
+    """
     stack, white, noise = seen.part(seen.fitted)
     stack = with_focal_spread(stack, settings.focal_spread)
     shells = shells_to(settings.refinement.finest, grid)
@@ -300,6 +305,7 @@ def refine_from(
         stack, white, noise, replace(grid, shells=shells), rings.centres, centre_sigma=rings.centre_sigma
     )
     data = halve(finer, shells, grid, seed=settings.seed)
+    data = data if halves is None else replace(data, half=halves)
     return refine(values, poses, data, settings.refinement, symmetry=symmetry_of(settings), observers=observers)
 
 

@@ -90,3 +90,38 @@ def _line(t: Tensor, y: Tensor) -> tuple[float, float]:
     if level < 0:
         return float((t * y).sum() / t.square().sum()), 0.0
     return max(slope, 0.0), level
+
+
+@dataclass(frozen=True)
+class Wandering:
+    """lags : (l,) frames. squared : (l,) mean squared displacement over them, angstrom^2.
+
+    diffusion : angstrom^2 per frame. error : angstrom, rms on each axis, of single positions.
+    """
+
+    lags: Tensor
+    squared: Tensor
+    diffusion: float
+    error: float
+
+
+def describe_wandering(positions: Tensor, frames: Tensor) -> Wandering:
+    """Diffusion of a particle in the plane.
+
+    Parameters
+    ----------
+    positions : (n, 2) angstrom, n >= 2. frames : (n,) their numbers, rising; gaps are allowed.
+
+    Notes
+    -----
+    ``<r^2>(lag) = 4 D lag + 4 error^2``.
+    """
+    lags, squared = [], []
+    for lag in range(1, _LAGS + 1):
+        first, second = _pairs(frames, lag)
+        if len(first) >= 10:
+            lags.append(float(lag))
+            squared.append(float((positions[second] - positions[first]).double().square().sum(1).mean()))
+    t, y = torch.tensor(lags, dtype=torch.float64), torch.tensor(squared, dtype=torch.float64)
+    slope, level = _line(t, y)
+    return Wandering(t, y, slope / 4, math.sqrt(level / 4))

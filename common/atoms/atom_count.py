@@ -97,7 +97,7 @@ def add_and_remove_atoms(
             break
         refused = torch.cat((refused, model.positions[~kept]))
         model = with_atoms(model, kept, model.positions.new_zeros(0, 3))
-        places = missing_atoms(model, data, curved, settings, refinement)
+        places, _ = missing_atoms(model, data, curved, settings, refinement)
         if len(places) and len(refused):
             places = places[torch.cdist(places, refused).amin(1) > 0.7]
         removed, added = removed + int((~kept).sum()), added + len(places)
@@ -121,12 +121,16 @@ def nearest_distance(positions: Tensor) -> float:
     return float(distances.amin(1).median())
 
 
-def atom_worth(model: AtomicModel, curved: Tensor) -> Tensor:
-    """(n,) nats that the likelihood would lose without each atom; ``curved`` (p, p) the shared curvature."""
+def height_variance(model: AtomicModel, curved: Tensor) -> Tensor:
+    """(n,) of the heights, whatever all else is; ``curved`` (p, p) the shared curvature."""
     n = len(model.heights)
     damped = curved + torch.diag(torch.diagonal(curved) * 1e-6 + 1e-12)
-    variance = torch.diagonal(torch.linalg.inv(damped))[3 * n : 4 * n]
-    return model.heights**2 / (2 * variance.clamp(min=1e-30))
+    return torch.diagonal(torch.linalg.inv(damped))[3 * n : 4 * n].clamp(min=1e-30)
+
+
+def atom_worth(model: AtomicModel, curved: Tensor) -> Tensor:
+    """(n,) nats that the likelihood would lose without each atom; ``curved`` as for `height_variance`."""
+    return model.heights**2 / (2 * height_variance(model, curved))
 
 
 def real_atoms(model: AtomicModel, curved: Tensor, settings: AtomCountSettings) -> Tensor:
@@ -190,8 +194,9 @@ def missing_atoms(
     curved: Tensor,
     settings: AtomCountSettings,
     refinement: RefinementSettings,
-) -> Tensor:
-    """Places (k, 3), angstrom, where an added atom is worth its parameters and would be about as high as the others."""
+) -> tuple[Tensor, Tensor]:
+    """Places (k, 3), angstrom, where an added atom is worth its parameters and would be about as high as the others,
+    and by how many nats (k,) it is."""
     positions = model.positions
     centre = positions.mean(0)
     radius = float(torch.linalg.vector_norm(positions - centre, dim=1).max()) + settings.reach
@@ -209,14 +214,14 @@ def missing_atoms(
     good = peak & inside & (worth > threshold(model, settings))
     good &= height > settings.smallest_height * model.heights.median()
     order = torch.argsort(scores[good], descending=True)
-    places = (cube[good] + centre)[order]
+    places, nats = (cube[good] + centre)[order], worth[good][order]
     taken, limit = positions, settings.closest * nearest_distance(positions)
     chosen = []
-    for place in places[: max(4, len(positions) // 4)]:
+    for k, place in enumerate(places[: max(4, len(positions) // 4)]):
         if float(torch.linalg.vector_norm(taken - place, dim=1).min()) > limit:
-            chosen.append(place)
+            chosen.append(k)
             taken = torch.cat((taken, place[None]))
-    return torch.stack(chosen) if chosen else positions.new_zeros(0, 3)
+    return places[chosen], nats[chosen]
 
 
 def with_atoms(model: AtomicModel, kept: Tensor, places: Tensor) -> AtomicModel:

@@ -57,6 +57,7 @@ OUTPUTS = (
     "weights.csv",
     "orientations.csv",
     "windows.csv",
+    "windows_fsc.csv",
     "metrics.csv",
     "run.json",
     "report.html",

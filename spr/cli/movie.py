@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shlex
 import sys
@@ -38,8 +39,9 @@ from spr.cli.outputs import write_outputs
 from spr.cli.structures import select_particles
 from spr.cli.work import add_machine_arguments
 from spr.movie_pipeline import MovieRoadSettings, ParticleInTime, reconstruct_in_time
-from spr.movies import TrackedMovie, extract, track_movie
-from spr.time_windows import Window
+from spr.movies import Track, TrackedMovie, extract, track_movie
+from spr.time_windows import Window, WindowFSC
+from spr.tumbling import describe_wandering
 
 _LOOKED_AT = 100  # frames, for the mean and the spectra of the report
 
@@ -116,6 +118,8 @@ def run(arguments: argparse.Namespace, name: str) -> int:
             for k, result in enumerate(side_by_side(work, tasks, jobs), start=1):
                 results.append(result)
                 print(f"particle {k}: {result[0]}, {out / f'particle_{k:03d}' / 'report.html'}")
+            tracked = replace(tracked, tracks=_centred(tracked.tracks, tasks))
+            write_csv(folder.file("tracks.csv"), tracks_table(tracked))
             _finish(folder, movie, tracked, results, clock.seconds(progress.seconds))
             print(f"{folder.status}: {folder.path}\nreport: {folder.file('report.html')}")
     return 0
@@ -180,8 +184,26 @@ def _reconstruct(
         write_csv(folder.file("orientations.csv"), _orientations(found, rows))
     if found.windows and found.reconstruction.atoms is not None:
         write_csv(folder.file("windows.csv"), _windows_table(found.windows))
+    if found.agreement:
+        write_csv(folder.file("windows_fsc.csv"), _agreement_table(found.agreement))
     seconds = {**progress.seconds, "cpu_seconds": time.process_time() - began}
     write_outputs(folder, shown, found.reconstruction, seconds=seconds)
+
+
+def _centred(tracks: Sequence[Track], tasks: Sequence[tuple[_Task]]) -> tuple[Track, ...]:
+    """The tracks through the centres of the atoms, where atoms were found and placed."""
+    found = []
+    for track, (task,) in zip(tracks, tasks, strict=True):
+        table = task.folder / "orientations.csv"
+        if (task.folder / "atoms.xyz").exists() and table.exists():
+            with table.open(newline="") as file:
+                rows = [(int(row["frame"]) - 1, float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+            frames = torch.tensor([t for t, _, _ in rows])
+            centre = torch.tensor([[x, y] for _, x, y in rows])
+            boxes = track.positions - torch.tensor(task.shifts)
+            track = replace(track, positions=track.positions.index_copy(0, frames, boxes[frames] + centre))
+        found.append(track)
+    return tuple(found)
 
 
 def _write_nothing(folder: RunFolder, particles: ParticleFile, reason: str) -> None:
@@ -193,11 +215,14 @@ def _write_nothing(folder: RunFolder, particles: ParticleFile, reason: str) -> N
 
 
 def _orientations(found: ParticleInTime, frames: Tensor) -> Rows:
-    """Euler angles (RELION), position in the box and step from the frame before, of every frame that was used."""
-    poses = found.reconstruction.poses
+    """Euler angles (RELION), the particle's centre in the box and the step from the last frame, of the frames used."""
+    poses, atoms = found.reconstruction.poses, found.reconstruction.atoms
     if poses is None:
         raise ValueError("no poses were found")
     angles, shifts = matrix_to_euler(poses.rotations.cpu()), poses.shifts.cpu()
+    if atoms is not None:
+        middle = torch.from_numpy(atoms.positions.mean(0)).to(poses.rotations)
+        shifts = shifts + (poses.rotations @ middle)[:, :2].cpu()
     steps = [
         f"{step:.4f}" for step in geodesic_distance(poses.rotations[1:].cpu(), poses.rotations[:-1].cpu()).tolist()
     ]
@@ -210,16 +235,28 @@ def _orientations(found: ParticleInTime, frames: Tensor) -> Rows:
 
 
 def _windows_table(windows: Sequence[Window]) -> Rows:
-    """Every atom of every window; atoms are counted from 1, in the order of atoms.xyz."""
-    names = ("atom", "x", "y", "z", "sigma", "moved_x", "moved_y", "moved_z", "chance", "significant")
+    """Every atom of every window; atoms are counted from 1, in the order of atoms.xyz; "new" for those not there."""
+    names = ("atom", "x", "y", "z", "sigma", "moved_x", "moved_y", "moved_z", "chance", "significant", "nats", "gone")
     lines: Rows = [("window", "first_frame", "last_frame", *names)]
     for k, window in enumerate(windows, start=1):
         table = torch.cat((window.positions, window.sigma[:, None], window.moved), 1).tolist()
-        rows = zip(table, window.chance.tolist(), window.significant.tolist(), strict=True)
-        for atom, (numbers, chance, significant) in enumerate(rows, start=1):
+        columns = (window.chance, window.significant, window.lost, window.gone)
+        rows = zip(table, *(column.tolist() for column in columns), strict=True)
+        span = (k, window.first + 1, window.last + 1)
+        for atom, (numbers, chance, significant, lost, gone) in enumerate(rows, start=1):
             shown = (f"{number:.4f}" for number in numbers)
-            lines.append((k, window.first + 1, window.last + 1, atom, *shown, f"{chance:.3g}", int(significant)))
+            lines.append((*span, atom, *shown, f"{chance:.3g}", int(significant), f"{lost:.1f}", int(gone)))
+        for place, nats in zip(window.new.tolist(), window.gained.tolist(), strict=True):
+            lines.append((*span, "new", *(f"{x:.4f}" for x in place), *[""] * 6, f"{nats:.1f}", ""))
     return lines
+
+
+def _agreement_table(agreement: Sequence[WindowFSC]) -> Rows:
+    """Fourier shell correlation of every pair of windows that share no frame; windows are counted from 1."""
+    names = (f"window_{each.first + 1}_{each.second + 1}" for each in agreement)
+    columns = (agreement[0].fsc.frequencies, *(each.fsc.correlation for each in agreement))
+    rows = [tuple(f"{value:.6f}" for value in row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+    return [("frequency_per_angstrom", *names), *rows]
 
 
 def _finish(
@@ -258,8 +295,20 @@ def _finish(
         movie=_filmed(movie, tracked, results),
     )
     write_report(folder.file("report.html"), page)
-    counts = {"particles": float(len(results)), "particles_determined": float(settled), "frames": float(len(movie))}
+    counts = {
+        f"particle_{k}_{name}": value for k, track in enumerate(tracked.tracks, start=1) for name, value in _way(track)
+    }
+    counts |= {"particles": float(len(results)), "particles_determined": float(settled), "frames": float(len(movie))}
     folder.finish(metrics=counts, warnings=warnings, notes=tracked.notes, determined=not warnings, timing=seconds)
+
+
+def _way(track: Track) -> list[tuple[str, float]]:
+    """How a particle moves in the plane: metrics by name."""
+    frames = track.seen.nonzero()[:, 0]
+    if len(frames) < 2:
+        return []
+    found = describe_wandering(track.positions[frames], frames)
+    return [("diffusion_angstrom2_per_frame", found.diffusion), ("centre_error_angstrom", found.error)]
 
 
 def _filmed(movie: Movie, tracked: TrackedMovie, results: Sequence[tuple[str, Mapping[str, float], bool]]) -> Filmed:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.rotations import point_group, rotation_from_vector
 from spr.time_windows import windows_of
-from spr.tumbling import continuous, describe_tumbling
+from spr.tumbling import continuous, describe_tumbling, describe_wandering
 
 
 def walk(n: int, degrees: float, *, error: float = 0.0, seed: int = 1) -> Tensor:
@@ -68,3 +68,12 @@ def test_poses_of_a_symmetric_particle_are_unfolded() -> None:
     assert len(describe_tumbling(mixed, torch.arange(800)).lags) == 6
     found = continuous(mixed, group)
     torch.testing.assert_close(found, rotations @ group[chosen[0]], atol=1e-9, rtol=0)
+
+
+def test_wandering_is_told_from_the_error_of_the_centres() -> None:
+    generator = torch.Generator().manual_seed(4)
+    way = (0.3 * torch.randn(6000, 2, generator=generator)).cumsum(0)
+    frames = torch.cat((torch.arange(0, 3000), torch.arange(3050, 6000)))
+    found = describe_wandering((way + 0.5 * torch.randn(6000, 2, generator=generator))[frames], frames)
+    assert found.diffusion == pytest.approx(0.3**2 / 2, rel=0.1)
+    assert found.error == pytest.approx(0.5, rel=0.1)
