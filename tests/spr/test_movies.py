@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from common.data import InputError
 from common.io import write_images
 from common.io.movie import Movie, read_movie
 from common.simulation_movie import MovieSimulation, MovieTruth, draw_truth, simulate_movie
+from spr.background import without_graphene
 from spr.movies import TrackedMovie, extract, track_movie
 
 SETTINGS = MovieSimulation(n_frames=60, frame_size=144, diameters=(16.0,), dose=40.0, seed=4)
@@ -59,6 +62,38 @@ def test_graphene_is_gone_from_the_extracted_images(tracked: tuple[Movie, MovieT
         power.append(total)
     assert power[0] < 2.0  # of the counting noise
     assert power[1] > 2 * power[0]
+
+
+def test_platinum_beside_graphene_keeps_its_power(tracked: tuple[Movie, MovieTruth, TrackedMovie]) -> None:
+    """What was taken off the noisy movie, taken off the same without noise: Pt 111 is as strong as without graphene."""
+    movie, truth, found = tracked
+    counts = movie.frames(0, len(movie))
+    taken = counts - counts.mean((1, 2), keepdim=True) - without_graphene(counts, 0, found.background, found.motion)[0]
+    bare = replace(truth, graphene=truth.graphene[:0])
+    quiet = replace(SETTINGS, dose=None, graphene_angles=())
+    with_, without = (
+        torch.stack(list(simulate_movie(quiet, scene, torch.Generator().manual_seed(2)))) for scene in (truth, bare)
+    )
+    scale = counts.mean() / with_.mean()
+    inside = torch.stack([_disc(truth.centres[t, 0], counts.shape[-1]) for t in range(len(counts))])
+    k_y, k_x = (f(counts.shape[-1], SETTINGS.pixel_size) for f in (torch.fft.fftfreq, torch.fft.rfftfreq))
+    k = torch.sqrt(k_y[:, None] ** 2 + k_x**2)
+    near_111 = (k > 0.43) & (k < 0.456)
+
+    def near_platinum(images: Tensor) -> Tensor:
+        flat = images - images.mean((1, 2), keepdim=True)
+        return torch.fft.rfft2(flat * inside)[:, near_111]
+
+    bare_, before, after = (near_platinum(x) for x in (without * scale, with_ * scale, with_ * scale - taken))
+    kept = (bare_.conj() * after).real.sum() / bare_.abs().square().sum()
+    assert float(kept) ** 2 > 0.95
+    graphene, left = ((x - bare_).abs().square().sum() for x in (before, after))
+    assert float(left) < 0.2 * float(graphene)
+
+
+def _disc(centre: Tensor, size: int) -> Tensor:
+    axis = torch.arange(size) * SETTINGS.pixel_size
+    return ((axis - centre[0]) ** 2 + (axis[:, None] - centre[1]) ** 2 < 11.0**2).float()
 
 
 def test_a_movie_of_noise_holds_no_particle(tmp_path: Path) -> None:
