@@ -24,7 +24,7 @@ from common.fourier import resample_fourier, rfft_shell_indices, shell_sum
 _NEAREST = 0.75  # of a bond; no two atoms are closer
 _HIGHEST = 1.5  # of the usual atom; what is higher is a sum of many wrong ones
 _USUAL = 2 / 3  # of the atoms, the higher ones, whose median is the usual height
-_WIDTH = 0.35  # angstrom, rms, of the atoms drawn; the map's own width is restored shell by shell
+ATOM_WIDTH = 0.35  # angstrom, rms, of the atoms drawn; the map's own width is restored shell by shell
 
 
 def atomic_map(values: Tensor, voxel_size: float, *, radius: float, bond: float) -> Tensor:
@@ -45,7 +45,7 @@ def atomic_map(values: Tensor, voxel_size: float, *, radius: float, bond: float)
     if not len(places):
         return values
     usual = heights[: max(1, round(_USUAL * len(heights)))].median()
-    drawn = draw_atoms(places, heights.clamp(max=_HIGHEST * float(usual)), d, voxel_size, _WIDTH)
+    drawn = draw_atoms(places, heights.clamp(max=_HIGHEST * float(usual)), d, voxel_size, ATOM_WIDTH)
     return like_in_shells(drawn, values)
 
 

@@ -27,12 +27,10 @@ from spr import pipeline
 from spr.ab_initio import SearchSettings, SearchState, scheduled
 from spr.consensus import Consensus, ConsensusSettings
 from spr.movies import MovieSettings
-from spr.orientation_search import RingImages
 from spr.placing import place_between, place_in_time
 from spr.refinement import RefinedMap, RefineSettings
 from spr.result import Reconstruction, Seen, Stages, conclude
-from spr.ring_sampling import SearchGrid
-from spr.settling import SettlingSettings, anneal, settle_paths
+from spr.settling import Film, SettlingSettings, anneal, settle_paths
 from spr.time_consensus import agree_in_time
 from spr.time_search import TimeSettings, search_in_time
 from spr.time_windows import Window, WindowFSC, compare_maps, follow_atoms
@@ -106,69 +104,43 @@ def reconstruct_in_time(
     """
     seen = pipeline.look_at(stack, settings)
     rings, grid = pipeline.find_band(seen, settings, wide=True, centres=centres)
-    starts, refined = find_map_in_time(seen, rings, grid, frames, settings, observers)
+    numbers = frames.to(seen.fitted.device)
+    search = scheduled(settings.search, rings, wide=True)
+    film = Film(rings, numbers[seen.fitted], grid, search, settings.time)
+    starts, refined = find_map_in_time(seen, film, settings, observers)
     if not starts.reached:
         return ParticleInTime(conclude(Stages(seen, starts)), frames)
-    numbers = frames.to(seen.fitted.device)
     traced = find_atoms(refined.volume, settings.tracing_of_element())
     rough = pipeline.fit_atoms(seen, traced.atoms, refined, settings, observers)
-    seen, model = improve_in_time(seen, rough, refined, rings, grid, numbers, settings, observers)
+    seen, model = improve_in_time(seen, rough, refined, film, numbers, settings, observers)
     found = run_stage("atoms/between", partial(place_left_out, seen, model, numbers, centres, settings), observers)
     result = pipeline.from_model(seen, starts, refined, traced, model, found, settings, observers)
     tumbling, windows = in_time(seen, result, frames, settings, observers)
     agreement: tuple[WindowFSC, ...] = ()
     if windows and result.model is not None and result.mask is not None:
-        agreement = compare_maps(seen, result.model, numbers[seen.fitted], windows, result.mask)
+        agreement = compare_maps(seen, result.model, film.frames, windows, result.mask)
     return ParticleInTime(with_tumbling(result, tumbling, windows), frames, tumbling, windows, agreement)
 
 
 def find_map_in_time(
-    seen: Seen,
-    rings: RingImages,
-    grid: SearchGrid,
-    frames: Tensor,
-    settings: MovieRoadSettings,
-    observers: Sequence[Observer],
+    seen: Seen, film: Film, settings: MovieRoadSettings, observers: Sequence[Observer]
 ) -> tuple[Consensus, RefinedMap]:
     """Search from random starts, each over the whole movie, until enough of them agree; the best of them refined."""
-    search = scheduled(settings.search, rings, wide=True)
+    rings, grid = film.images, film.grid
     bond = bond_length(() if settings.element == "X" else (settings.element,))
-    numbers = frames.to(seen.fitted.device)[seen.fitted]
 
     def once(number: int, seed: int) -> tuple[SearchState, RefinedMap]:
         name = f"search/start-{number}"
-        found = search_in_time(rings, grid, search, settings.time, seed=seed, name=name, observers=observers)
-        state = anneal(
-            found,
-            rings,
-            grid,
-            search,
-            settings.time,
-            settings.settling,
-            bond=bond,
-            seed=seed,
-            name=f"settling/start-{number}",
-            observers=observers,
-        )
+        found = search_in_time(rings, grid, film.search, film.time, seed=seed, name=name, observers=observers)
+        name = f"settling/start-{number}"
+        state = anneal(found, film, settings.settling, bond=bond, seed=seed, name=name, observers=observers)
+        name = f"paths/start-{number}"
         paths = settle_paths(
-            state,
-            rings,
-            grid,
-            numbers,
-            search,
-            settings.time,
-            settings.settling,
-            settings.refinement,
-            bond=bond,
-            seed=seed,
-            name=f"paths/start-{number}",
-            observers=observers,
+            state, film, settings.settling, settings.refinement, bond=bond, seed=seed, name=name, observers=observers
         )
+        poses, halves = Poses(paths.rotations, paths.shifts), time_blocks(film.frames)
         watching = under(f"refine/start-{number}", observers)
-        poses = Poses(paths.rotations, paths.shifts)
-        refined = pipeline.refine_from(
-            paths.values, poses, seen, rings, grid, settings, watching, halves=time_blocks(numbers)
-        )
+        refined = pipeline.refine_from(paths.values, poses, seen, rings, grid, settings, watching, halves=halves)
         return state, refined
 
     return agree_in_time(once, settings.tracing_of_element(), settings.starts, seed=settings.seed)
@@ -183,8 +155,7 @@ def improve_in_time(
     seen: Seen,
     rough: AtomicModel,
     refined: RefinedMap,
-    rings: RingImages,
-    grid: SearchGrid,
+    film: Film,
     numbers: Tensor,
     settings: MovieRoadSettings,
     observers: Sequence[Observer],
@@ -197,25 +168,10 @@ def improve_in_time(
     -------
     The images, their defocus as it was found to go through time, and the model.
     """
-    frames = numbers[seen.fitted]
-    search = scheduled(settings.search, rings, wide=True)
 
     def placed(seen: Seen, model: AtomicModel, poses: Poses, seed: int) -> AtomicModel:
         stack, _, noise = seen.part(seen.fitted)
-        found = place_in_time(
-            stack,
-            noise,
-            model,
-            poses,
-            rings,
-            grid,
-            frames,
-            search,
-            settings.time,
-            settings.refinement,
-            settings.pose_search,
-            seed=seed,
-        )
+        found = place_in_time(stack, noise, model, poses, film, settings.refinement, settings.pose_search, seed=seed)
         return with_robust_weights(found)[0]
 
     def refined_together(seen: Seen, model: AtomicModel, name: str) -> AtomicModel:

@@ -17,18 +17,14 @@ from common.atoms.pose_search import PoseSearchSettings, refine_given
 from common.data import ImageStack, Poses
 from common.noise import NoiseModel
 from common.rotations import geodesic_distance
-from spr.ab_initio import SearchSettings
-from spr.atomic_map import draw_atoms, like_in_shells
+from spr.atomic_map import ATOM_WIDTH, draw_atoms, like_in_shells
 from spr.model_parts import merged, select_images
-from spr.orientation_search import RingImages
 from spr.refinement import RefineSettings, map_of_poses
-from spr.ring_sampling import SearchGrid
-from spr.settling import path_of, searched_anew
+from spr.settling import Film, path_of, searched_anew
 from spr.time_search import TimeSettings
 
 _FINER = 2  # times the directions of the search
 _APART = 6.0  # degrees; a proposal nearer than that is the same pose
-_WIDTH = 0.35  # angstrom, rms, of the atoms drawn; amplitudes come from the images
 
 
 def place_in_time(
@@ -36,11 +32,7 @@ def place_in_time(
     noise: NoiseModel,
     model: AtomicModel,
     poses: Poses,
-    images: RingImages,
-    grid: SearchGrid,
-    frames: Tensor,
-    search: SearchSettings,
-    time: TimeSettings,
+    film: Film,
     refinement: RefineSettings,
     settings: PoseSearchSettings,
     *,
@@ -50,30 +42,27 @@ def place_in_time(
 
     Parameters
     ----------
-    stack, noise : n raw images in the order of time; images : the same on rings.
+    stack, noise : n raw images in the order of time. film : the same on rings.
     model : atoms; the images it was fitted to do not matter. poses : (n,) where the particle is thought to be.
-    frames : (n,) numbers of the images in the movie, rising.
     """
-    reference = map_of_model(model, poses, images, grid, refinement)
-    fine = replace(grid, directions=_FINER * grid.directions)
-    anew = searched_anew(reference, poses, images, fine, search, time, seed=seed, by_track=True)
-    before, after = neighbours(poses, frames)
-    return likeliest_of(stack, noise, model, [poses, anew, before, after], frames, time, settings)
+    reference = map_of_model(model, poses, film, refinement)
+    fine = replace(film, grid=replace(film.grid, directions=_FINER * film.grid.directions))
+    anew = searched_anew(reference, poses, fine, seed=seed, by_track=True)
+    before, after = neighbours(poses)
+    return likeliest_of(stack, noise, model, [poses, anew, before, after], film.frames, film.time, settings)
 
 
-def map_of_model(
-    model: AtomicModel, poses: Poses, images: RingImages, grid: SearchGrid, refinement: RefineSettings
-) -> Tensor:
+def map_of_model(model: AtomicModel, poses: Poses, film: Film, refinement: RefineSettings) -> Tensor:
     """(d, d, d) of the model's atoms on the search's grid, with the amplitudes that the images have."""
-    places, heights = model.positions.to(images.transfer), model.heights.to(images.transfer)
-    drawn = draw_atoms(places, heights, grid.box_size, grid.voxel_size, _WIDTH)
-    return like_in_shells(drawn, map_of_poses(images, grid, poses, refinement))
+    grid, like = film.grid, film.images.transfer
+    drawn = draw_atoms(model.positions.to(like), model.heights.to(like), grid.box_size, grid.voxel_size, ATOM_WIDTH)
+    return like_in_shells(drawn, map_of_poses(film.images, grid, poses, refinement))
 
 
-def neighbours(poses: Poses, frames: Tensor) -> tuple[Poses, Poses]:
-    """The orientation of the frame before, and of that after, at each frame's own shift."""
+def neighbours(poses: Poses) -> tuple[Poses, Poses]:
+    """The orientation of the image before, and of that after, at each image's own shift."""
     n = len(poses)
-    number = torch.arange(n, device=frames.device)
+    number = torch.arange(n, device=poses.rotations.device)
     earlier, later = (poses.rotations[(number + step).clamp(0, n - 1)] for step in (-1, 1))
     return Poses(earlier, poses.shifts), Poses(later, poses.shifts)
 

@@ -63,12 +63,24 @@ class SettlingSettings:
             )
 
 
+@dataclass(frozen=True)
+class Film:
+    """A particle's images in the order of time, and how they are searched.
+
+    images : n on rings, their centres where the track sees the particle.
+    frames : (n,) their numbers in the movie, rising.
+    """
+
+    images: RingImages
+    frames: Tensor
+    grid: SearchGrid
+    search: SearchSettings
+    time: TimeSettings
+
+
 def anneal(
     state: SearchState,
-    images: RingImages,
-    grid: SearchGrid,
-    search: SearchSettings,
-    time: TimeSettings,
+    film: Film,
     settings: SettlingSettings,
     *,
     bond: float,
@@ -81,39 +93,42 @@ def anneal(
     bond : angstrom, distance of nearest neighbours.
     """
     first = SearchState(0, settings.iterations == 0, state.values, state.shifts, 0.0, settings.hottest)
-    frames, chain = chain_of(images, grid, time, settings.stride, seed=seed)
-    return run(
-        name,
-        first,
-        lambda s: step(s, images, grid, search, time, settings, chain, frames, bond=bond, seed=seed),
-        observers,
-    )
+    views, chain = chain_of(film.images, film.grid, film.time, settings.stride, seed=seed)
+    return run(name, first, lambda s: step(s, film, settings, chain, views, bond=bond, seed=seed), observers)
 
 
 def step(
     state: SearchState,
-    images: RingImages,
-    grid: SearchGrid,
-    search: SearchSettings,
-    time: TimeSettings,
+    film: Film,
     settings: SettlingSettings,
     chain: RotationChain,
-    frames: Tensor,
+    views: Tensor,
     *,
     bond: float,
     seed: int,
 ) -> SearchState:
     """One iteration: the atoms of the map, every few-th frame's orientations given all of these, the next map."""
     generator = step_generator(seed, 10**4 + state.iteration)
-    turned = frames @ random_rotations(1, generator=generator)[0].to(frames)
-    first = int(torch.randint(min(settings.stride, len(images)), (1,), generator=generator))
-    index = torch.arange(first, len(images), settings.stride, device=state.shifts.device)
+    turned = views @ random_rotations(1, generator=generator)[0].to(views)
+    n, grid = len(film.images), film.grid
+    first = int(torch.randint(min(settings.stride, n), (1,), generator=generator))
+    index = torch.arange(first, n, settings.stride, device=state.shifts.device)
     done = state.iteration + 1 == settings.iterations
     cooled = state.iteration / max(settings.iterations - 1, 1)
     temperature = settings.hottest * (settings.coolest / settings.hottest) ** cooled
     reference = atomic_map(state.values, grid.voxel_size, radius=grid.radius, bond=bond)
     made = map_in_time(
-        reference, state.values, state.shifts, index, turned, images, grid, search, time, chain, lambda _: temperature
+        reference,
+        state.values,
+        state.shifts,
+        index,
+        turned,
+        film.images,
+        grid,
+        film.search,
+        film.time,
+        chain,
+        lambda _: temperature,
     )
     return SearchState(state.iteration + 1, done, made.values, made.shifts, made.log_likelihood, temperature)
 
@@ -130,11 +145,7 @@ class PathState(State):
 
 def settle_paths(
     state: SearchState,
-    images: RingImages,
-    grid: SearchGrid,
-    frames: Tensor,
-    search: SearchSettings,
-    time: TimeSettings,
+    film: Film,
     settings: SettlingSettings,
     refinement: RefineSettings,
     *,
@@ -145,35 +156,30 @@ def settle_paths(
 ) -> PathState:
     """All poses off the grid, every stretch at the likeliest of the places that were found for it.
 
-    Parameters
-    ----------
-    state : the end of `anneal`. frames : (n,) the images' numbers in the movie, rising.
+    state : the end of `anneal`.
 
     Returns
     -------
     Poses of all images, their tilts at the scale of Brownian rotation, and the map that they make.
     """
-    found = assign_in_time(state, images, grid, search, time, seed=seed)
+    images, grid = film.images, film.grid
+    found = assign_in_time(state, images, grid, film.search, film.time, seed=seed)
     values = map_of_poses(images, grid, found.poses, refinement)
     first = PathState(0, settings.rounds == 0, values, found.poses.rotations, found.poses.shifts, found.log_likelihood)
     data = halve(images, grid.shells, grid, seed=0)
 
     def once(now: PathState) -> PathState:
-        return step_paths(now, images, grid, frames, search, time, settings, refinement, data, bond=bond, seed=seed)
+        return step_paths(now, film, settings, refinement, data, bond=bond, seed=seed)
 
     last = run(name, first, once, observers)
-    rotations = at_true_scale(last.rotations, frames, segments_of(last.rotations, frames))
+    rotations = at_true_scale(last.rotations, film.frames, segments_of(last.rotations, film.frames))
     values = map_of_poses(images, grid, Poses(rotations, last.shifts), refinement)
     return replace(last, rotations=rotations, values=values)
 
 
 def step_paths(
     state: PathState,
-    images: RingImages,
-    grid: SearchGrid,
-    frames: Tensor,
-    search: SearchSettings,
-    time: TimeSettings,
+    film: Film,
     settings: SettlingSettings,
     refinement: RefineSettings,
     data: RefineData,
@@ -182,48 +188,39 @@ def step_paths(
     seed: int,
 ) -> PathState:
     """One round: the map's atoms; poses as they are and as found anew, both refined; the likelier path; its map."""
-    reference = atomic_map(state.values, grid.voxel_size, radius=grid.radius, bond=bond)
-    now = Poses(state.rotations, state.shifts)
+    grid, now = film.grid, Poses(state.rotations, state.shifts)
     round_ = state.iteration + 1
-    found = searched_anew(
-        reference, now, images, grid, search, time, seed=seed * 1000 + round_, by_track=round_ % 2 == 1
-    )
+    reference = atomic_map(state.values, grid.voxel_size, radius=grid.radius, bond=bond)
+    found = searched_anew(reference, now, film, seed=seed * 1000 + round_, by_track=round_ % 2 == 1)
     ways = [
         refined_against(reference, now, data, grid, steps=1),
         refined_against(reference, found, data, grid, steps=2),
     ]
     rotations, shifts, gain = (torch.stack(columns, 1) for columns in zip(*ways, strict=True))
-    path = path_of(rotations, gain, frames, time)
+    path = path_of(rotations, gain, film.frames, film.time)
     every = torch.arange(len(path), device=path.device)
     poses = Poses(rotations[every, path], shifts[every, path])
-    values = map_of_poses(images, grid, poses, refinement)
+    values = map_of_poses(film.images, grid, poses, refinement)
     return PathState(round_, round_ == settings.rounds, values, poses.rotations, poses.shifts, gain[every, path])
 
 
-def searched_anew(
-    reference: Tensor,
-    poses: Poses,
-    images: RingImages,
-    grid: SearchGrid,
-    search: SearchSettings,
-    time: TimeSettings,
-    *,
-    seed: int,
-    by_track: bool,
-) -> Poses:
+def searched_anew(reference: Tensor, poses: Poses, film: Film, *, seed: int, by_track: bool) -> Poses:
     """All poses over all orientations of a map, given all frames.
 
     by_track : shifts are looked for around where the track sees the particle, not around those of ``poses``: a pose
         that is wrong has drawn its shift along.
     """
+
+    def assigned(state: SearchState, trials: Tensor | None = None) -> Poses:
+        return assign_in_time(state, film.images, film.grid, film.search, film.time, seed=seed, trials=trials).poses
+
     if not by_track:
-        state = SearchState(0, False, reference, poses.shifts.to(reference), 0.0, 1.0)
-        return assign_in_time(state, images, grid, search, time, seed=seed).poses
-    middle = centre_of_mass(reference, grid.voxel_size)
-    centred = SearchState(0, False, moved(reference, -middle / grid.voxel_size), images.centres, 0.0, 1.0)
+        return assigned(SearchState(0, False, reference, poses.shifts.to(reference), 0.0, 1.0))
+    voxel, track = film.grid.voxel_size, film.images.centres
+    middle = centre_of_mass(reference, voxel)
     around = _TRACK_STEP * torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2).to(reference)
-    trials = images.centres[:, None] + around
-    found = assign_in_time(centred, images, grid, search, time, seed=seed, trials=trials).poses
+    centred = SearchState(0, False, moved(reference, -middle / voxel), track, 0.0, 1.0)
+    found = assigned(centred, track[:, None] + around)
     return Poses(found.rotations, found.shifts - (found.rotations @ middle)[:, :2])
 
 

@@ -17,6 +17,7 @@ from common.data import Poses
 from common.rotations import geodesic_distance, rotation_from_vector
 from spr.placing import place_between, place_in_time
 from spr.refinement import RefineSettings
+from spr.settling import Film
 
 SEARCH = PoseSearchSettings(reach=0.8, full_resolution=1.0)
 
@@ -45,11 +46,7 @@ def test_all_frames_come_to_their_place(tumbling_crystal: Any, misplaced: Poses,
         c.noise,
         model,
         start,
-        c.images,
-        c.grid,
-        torch.arange(n),
-        c.search,
-        c.time,
+        Film(c.images, torch.arange(n), c.grid, c.search, c.time),
         RefineSettings(),
         SEARCH,
         seed=1,

@@ -13,10 +13,14 @@ from common.rotations import geodesic_distance
 from spr.ab_initio import SearchState
 from spr.atomic_map import draw_atoms
 from spr.refinement import RefineSettings, map_of_poses
-from spr.settling import SettlingSettings, anneal, centre_of_mass, moved, searched_anew, settle_paths
+from spr.settling import Film, SettlingSettings, anneal, centre_of_mass, moved, searched_anew, settle_paths
 from spr.time_consensus import shared_orientations
 
 SETTLING = SettlingSettings(iterations=4, stride=2, rounds=4)
+
+
+def film_of(crystal: Any) -> Film:
+    return Film(crystal.images, torch.arange(len(crystal.rotations)), crystal.grid, crystal.search, crystal.time)
 
 
 def started(crystal: Any, poses: Poses) -> SearchState:
@@ -29,11 +33,7 @@ def test_a_stretch_in_a_like_orientation_finds_its_place(tumbling_crystal: Any, 
     assert shared_orientations(misplaced.rotations, crystal.rotations) < 0.7
     found = settle_paths(
         started(crystal, misplaced),
-        crystal.images,
-        crystal.grid,
-        torch.arange(len(misplaced)),
-        crystal.search,
-        crystal.time,
+        film_of(crystal),
         SETTLING,
         RefineSettings(),
         bond=crystal.bond,
@@ -56,9 +56,7 @@ def test_shifts_that_went_astray_are_found_by_the_track(tumbling_crystal: Any, m
     values = started(crystal, true).values
     reference = drawn * (values * drawn).sum() / drawn.square().sum()
     astray = Poses(crystal.rotations, true.shifts + 3.0)
-    found = searched_anew(
-        reference, astray, crystal.images, crystal.grid, crystal.search, crystal.time, seed=2, by_track=True
-    )
+    found = searched_anew(reference, astray, film_of(crystal), seed=2, by_track=True)
     assert float((found.shifts - true.shifts).norm(dim=1).median()) < 0.4
     assert float((geodesic_distance(found.rotations, crystal.rotations) < 12).float().mean()) > 0.9
 
@@ -73,14 +71,14 @@ def test_a_moved_map_has_its_centre_moved() -> None:
 def test_annealing_repeats_with_its_seed(tumbling_crystal: Any, misplaced: Poses) -> None:
     c, first = tumbling_crystal, started(tumbling_crystal, misplaced)
     few = replace(SETTLING, iterations=2)
-    maps = [anneal(first, c.images, c.grid, c.search, c.time, few, bond=c.bond, seed=seed).values for seed in (3, 3, 4)]
+    maps = [anneal(first, film_of(c), few, bond=c.bond, seed=seed).values for seed in (3, 3, 4)]
     assert torch.equal(maps[0], maps[1])
     assert not torch.allclose(maps[0], maps[2])
 
 
 def test_no_iterations_change_nothing(tumbling_crystal: Any, misplaced: Poses) -> None:
     c, first = tumbling_crystal, started(tumbling_crystal, misplaced)
-    last = anneal(first, c.images, c.grid, c.search, c.time, replace(SETTLING, iterations=0), bond=c.bond, seed=3)
+    last = anneal(first, film_of(c), replace(SETTLING, iterations=0), bond=c.bond, seed=3)
     assert torch.equal(last.values, first.values)
 
 
