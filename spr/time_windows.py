@@ -27,6 +27,7 @@ from spr.result import Seen, map_transfer, weighted_map
 _COUNTED = AtomCountSettings(nats_per_parameter=1.0)  # a place is looked for among thousands
 _STEPS = 4  # of the refinement in a window, which starts beside its end
 _LEAST = 40  # images of a window
+_SAMPLED = 50  # of these, whose information stands for all: sigmas within 3 %
 _ALARM = 0.01  # chance that any atom of any window is called moved where none has
 
 
@@ -93,7 +94,7 @@ def follow_atoms(
         stack, _, noise = seen.part(seen.fitted[rows])
         name = f"windows/frame-{first + 1}"
         own = refine_model(stack, noise, select_images(model, rows), few, observers=observers, name=name)
-        own = run_stage(f"{name}-sigmas", partial(fisher, stack, noise, own, settings), observers)
+        own = run_stage(f"{name}-sigmas", partial(fisher, stack, noise, own, settings, n_images=_SAMPLED), observers)
         changes = run_stage(f"{name}-changes", partial(_changes, stack, noise, own, model, settings), observers)
         found.append(_compared(own, model, changes, first, last, len(spans)))
     return tuple(found)
