@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from aet_tilt.found_mask import find_particle, smooth_images
 from aet_tilt.noise_gain import estimate_gain
+from aet_tilt.scan_distortion import correct_scan, registered
 from common.data import ImageStack, InputError, Poses
 from common.fourier import shift_images
-from common.registration import register_images
 from common.rotations import geodesic_distance
 
 _SAME_VIEW = 1e-3  # degrees
@@ -25,12 +26,21 @@ class PreprocessingSettings:
 
     hot_pixels : replace lone pixels that no blurred image can hold.
     average_repeats : average frames of one angle, their drift undone.
+    correct_scan : undo also the steady drift within such frames, taken in a row, and the jitter of their lines.
+    scan_angles : degrees, multiples of 90: how the lines of the frames of one angle lie, in turn (all images turned
+        back to one orientation), such as 0 90 for orthogonal pairs; empty: all along x.
     normalise_dose : estimate each image's dose from its total; else 1. Only for isolated particles.
     """
 
     hot_pixels: bool = True
     average_repeats: bool = True
+    correct_scan: bool = False
+    scan_angles: tuple[int, ...] = ()
     normalise_dose: bool = True
+
+    def __post_init__(self) -> None:
+        if any(angle % 90 for angle in self.scan_angles):
+            raise InputError(f"scan angles of {self.scan_angles} degrees, expected multiples of 90")
 
 
 @dataclass(frozen=True)
@@ -91,8 +101,14 @@ def preprocess(
     if settings.average_repeats:
         frames = same_views(poses)
         if int(frames.max()) + 1 < len(frames):
-            images, poses = average_frames(images, poses, frames)
+            images, poses, jitter = average_frames(
+                images, poses, frames, scan_angles=settings.scan_angles, correct=settings.correct_scan
+            )
             notes.append(f"{len(frames)} frames are averaged to {len(images)} images, one for each angle")
+            if settings.correct_scan:
+                notes.append(
+                    f"their drift within a frame is undone, and a jitter of {jitter:.2f} pixels of their lines"
+                )
     found = find_particle(images, measured=stack.measured)
     dose = torch.ones(len(images), dtype=images.dtype, device=images.device)
     if not bool(found.isolated.all()):
@@ -156,33 +172,42 @@ def same_views(poses: Poses) -> Tensor:
 
 
 def average_frames(
-    images: Tensor, poses: Poses, frames: Tensor, *, max_frequency: float = 0.25
-) -> tuple[Tensor, Poses]:
+    images: Tensor,
+    poses: Poses,
+    frames: Tensor,
+    *,
+    scan_angles: tuple[int, ...] = (),
+    correct: bool = False,
+    max_frequency: float = 0.25,
+) -> tuple[Tensor, Poses, float]:
     """The mean of the frames of each view, after the drift between them is undone.
 
     Parameters
     ----------
     images : (n, d, d). frames : (n,) as from :func:`same_views`.
+    scan_angles : degrees, of the frames of a view in turn. correct : undo drift and jitter within frames, too.
     max_frequency : cycles per pixel; noise beyond it does not take part in finding the drift.
 
     Returns
     -------
-    (m, d, d) in the place of each view's mean position, and their poses.
+    (m, d, d) in the place of each view's mean position, their poses, and the jitter of lines, pixels rms.
     """
-    averaged, firsts = [], []
+    averaged, firsts, jitters = [], [], []
     for view in range(int(frames.max()) + 1):
         index = (frames == view).nonzero()[:, 0]
         group = images[index]
         firsts.append(int(index[0]))
-        if len(group) > 1:
-            drift = torch.zeros(len(group), 2, dtype=images.dtype, device=images.device)
-            for _ in range(3):  # the reference sharpens as the drift is found
-                reference = shift_images(group, drift).mean(0, keepdim=True)
-                drift = register_images(group, reference, max_frequency=max_frequency)
-                drift = drift - drift.mean(0)
-            group = shift_images(group, drift)
+        in_a_row = bool((index[1:] - index[:-1] == 1).all())
+        if len(group) > 1 and correct and in_a_row:
+            turns = [scan_angles[k % len(scan_angles)] // 90 if scan_angles else 0 for k in range(len(group))]
+            corrected = correct_scan(group, torch.tensor(turns), max_frequency=max_frequency)
+            group = corrected.images
+            jitters.append(corrected.jitter**2)
+        elif len(group) > 1:
+            group = shift_images(group, registered(group, max_frequency))
         averaged.append(group.mean(0))
-    return torch.stack(averaged), poses[torch.tensor(firsts)]
+    jitter = math.sqrt(sum(jitters) / len(jitters)) if jitters else 0.0
+    return torch.stack(averaged), poses[torch.tensor(firsts)], jitter
 
 
 Denoising = Literal["none", "non-local means", "total variation", "wavelet", "gaussian"]
