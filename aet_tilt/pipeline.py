@@ -219,7 +219,8 @@ def verify(result: Reconstruction, nominal: Poses, settings: Settings, observers
         return result
     if asked.images:
         checked = run_stage("verification/images", lambda: compare_images(stack, model.state, atoms, asked), observers)
-        result = replace(result, multislice=checked, metrics={**result.metrics, **checked.metrics()})
+        warnings = (*result.warnings, *checked.doubts())
+        result = replace(result, multislice=checked, metrics={**result.metrics, **checked.metrics()}, warnings=warnings)
     if asked.whole_chain:
         made = run_stage(
             "verification/series", lambda: simulated_series(stack, model.state, atoms, asked).images, observers

@@ -26,7 +26,6 @@ from spr.consensus import Consensus
 from spr.examples import example_images
 from spr.refinement import RefinedMap
 
-_MULTISLICE = 0.95  # of the model's correlation with the images; below, something is wrong with the physics
 _UNEXPLAINED = 0.25  # of the median gain in likelihood; below, no pose explains an image
 _HELD_OUT = 0.8  # least gain of left-out images relative to fitted ones
 _CLOSEST = 0.75  # two atoms closer than this times the median bond are one too many
@@ -146,7 +145,7 @@ def conclude(stages: Stages, *, poses: Poses | None = None, analysis: AnalysisSe
         metrics |= found
         warnings += doubts
     if stages.checked is not None:
-        found, against = judge_multislice(stages.checked)
+        found, against = stages.checked.metrics(), stages.checked.doubts()
         metrics |= found
         warnings += against
     result = Reconstruction(determined, "", (), metrics, starts=starts_section(starts), multislice=stages.checked)
@@ -238,17 +237,6 @@ def judge_symmetry(broken: Broken) -> tuple[dict[str, float], list[str]]:
         f"The atoms map onto themselves in {broken.operations - 1} other ways, and the images don't tell whether the "
         f"particle departs from that: the positions are averages over them, and displacements below about "
         f"{100 * broken.limit:.0f} pm (rms, per axis) would not be seen. The sigmas hold for the average."
-    ]
-
-
-def judge_multislice(checked: MultisliceCheck) -> tuple[dict[str, float], list[str]]:
-    """Mean correlations with images by multislice, and a sentence where they speak against the atoms."""
-    model, multislice = float(checked.model.mean()), float(checked.multislice.mean())
-    if multislice > _MULTISLICE * model:
-        return checked.metrics(), []
-    return checked.metrics(), [
-        f"Multislice images of the atoms agree worse with the measured images ({multislice:.3f}) than the refined "
-        f"model does ({model:.3f}): the species, the aberrations or the thickness may be wrong."
     ]
 
 

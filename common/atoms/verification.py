@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+_AS_WELL = 0.95  # of the model's correlation with the images; below, something is wrong with the physics
+
 
 @dataclass(frozen=True)
 class MultisliceCheck:
@@ -29,3 +31,13 @@ class MultisliceCheck:
             "multislice_model_correlation": float(self.model.mean()),
             "multislice_between_correlation": float(self.between.mean()),
         }
+
+    def doubts(self) -> list[str]:
+        """A sentence where the images by multislice speak against the atoms."""
+        model, multislice = float(self.model.mean()), float(self.multislice.mean())
+        if multislice > _AS_WELL * model:
+            return []
+        return [
+            f"Multislice images of the atoms agree worse with the measured images ({multislice:.3f}) than the refined "
+            f"model does ({model:.3f}): the species, the aberrations or the thickness may be wrong."
+        ]

@@ -16,7 +16,6 @@ from common.noise import NoiseModel, estimate_noise
 from common.rotations import random_rotations
 from common.simulation import simulate_images
 from spr.multislice_check import check_by_multislice, check_can_run
-from spr.result import judge_multislice
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def test_multislice_of_the_right_atoms_agrees_as_well_as_the_model(
     assert 0.5 <= checked.b_factor <= 1.2
     assert float(checked.between.min()) > 0.985
     assert float((checked.multislice - checked.model).abs().max()) < 0.02
-    assert judge_multislice(checked)[1] == []
+    assert checked.doubts() == []
 
 
 def test_wrong_atoms_are_told(measured: tuple[ImageStack, NoiseModel, AtomicModel]) -> None:
@@ -51,7 +50,7 @@ def test_wrong_atoms_are_told(measured: tuple[ImageStack, NoiseModel, AtomicMode
     checked = check_by_multislice(stack, noise, replace(model, parameters=wrong), torch.arange(12), count=2)
     assert float(checked.multislice.max()) < 0.6
     mixed = replace(checked, model=torch.full((2,), 0.9))
-    assert "agree worse" in judge_multislice(mixed)[1][0]
+    assert "agree worse" in mixed.doubts()[0]
 
 
 def test_what_the_check_needs_is_said(measured: tuple[ImageStack, NoiseModel, AtomicModel]) -> None:
