@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
                 print(f"particle {k}: {result[0]}, {out / f'particle_{k:03d}' / 'report.html'}")
             tracked = replace(tracked, tracks=_centred(tracked.tracks, tasks))
             write_csv(folder.file("tracks.csv"), tracks_table(tracked))
-            _finish(folder, movie, tracked, results, clock.seconds(progress.seconds))
+            _finish(folder, movie, tracked, results, given, clock.seconds(progress.seconds))
             print(f"{folder.status}: {folder.path}\nreport: {folder.file('report.html')}")
     return 0
 
@@ -264,6 +264,7 @@ def _finish(
     movie: Movie,
     tracked: TrackedMovie,
     results: Sequence[tuple[str, Mapping[str, float], bool]],
+    given: MovieInput,
     seconds: Mapping[str, float],
 ) -> None:
     """The page and the record of the whole movie."""
@@ -287,7 +288,7 @@ def _finish(
             len(movie),
             max(movie.frame_shape),
             movie.pixel_size,
-            None,
+            optics_of(1, given.voltage_kv, given.spherical_aberration_mm, given.defocus),
         ),
         settings=record["settings"],
         versions=record["versions"],
