@@ -61,6 +61,31 @@ def resolution_at(fsc: FSC, threshold: float = 0.143) -> float:
     return float(1 / frequencies[-1])
 
 
+def last_agreement(fsc: FSC, *, beyond: float, finest: float, threshold: float = 0.143) -> float:
+    """Where two maps agree for the last time, angstrom: the shell after the last two neighbours above the threshold.
+
+    For maps with gaps, as between a crystal's reflections or where the microscope transfers nothing, in which the first
+    fall of the curve says nothing of the detail beyond.
+
+    Parameters
+    ----------
+    beyond : 1/angstrom; shells up to there do not count.
+    finest : angstrom, of the maps; returned when they agree to there.
+
+    Returns
+    -------
+    Angstrom; NaN when they agree nowhere.
+    """
+    frequencies, correlation = fsc.frequencies, fsc.correlation
+    known = (frequencies > beyond) & (frequencies <= 1 / finest)
+    good = (correlation >= threshold) & known
+    pairs = (good[1:] & good[:-1]).nonzero()[:, 0] + 1
+    if not len(pairs):
+        return float("nan")
+    after = int(pairs[-1]) + 1
+    return float(1 / frequencies[after]) if after < len(frequencies) and bool(known[after]) else finest
+
+
 def _check_pair(a: Volume, b: Volume) -> None:
     if a.box_size != b.box_size or abs(a.voxel_size - b.voxel_size) > 1e-4 * a.voxel_size:
         raise InputError(

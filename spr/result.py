@@ -21,7 +21,7 @@ from common.masks import tight_mask
 from common.noise import NoiseModel, ParticleExtent
 from common.reconstruction import accumulate, shell_density, solve_wiener
 from common.report import ImageExamples, ImageScores, Starts
-from common.resolution import FSC, fourier_shell_correlation
+from common.resolution import FSC, fourier_shell_correlation, last_agreement
 from spr.consensus import Consensus
 from spr.examples import example_images
 from spr.refinement import RefinedMap
@@ -30,6 +30,7 @@ _UNEXPLAINED = 0.25  # of the median gain in likelihood; below, no pose explains
 _HELD_OUT = 0.8  # least gain of left-out images relative to fitted ones
 _CLOSEST = 0.75  # two atoms closer than this times the median bond are one too many
 _FINEST = 0.9  # angstrom, of the maps that are written
+_UNTRANSFERRED = 0.3  # 1/angstrom, below which shells say nothing
 _PRIOR = 0.02  # of the map, relative to the largest data weight of a shell
 
 
@@ -171,15 +172,11 @@ def conclude(stages: Stages, *, poses: Poses | None = None, analysis: AnalysisSe
 
 
 def resolution(maps: Maps) -> float:
-    """Where the half maps stop to agree, angstrom: the first fall below 0.143 past the strongest shells.
+    """Where the half maps stop to agree, angstrom.
 
     Shells that the microscope does not transfer, at low frequencies in phase contrast, hold nothing that could agree.
     """
-    frequencies, correlation = maps.fsc.frequencies, maps.fsc.correlation
-    below = (correlation < 0.143) & (frequencies > 0.3) & (frequencies <= 1 / _FINEST)
-    if not bool((correlation[frequencies > 0.3] >= 0.143).any()):
-        return float("nan")
-    return 1 / float(frequencies[below][0]) if bool(below.any()) else _FINEST
+    return last_agreement(maps.fsc, beyond=_UNTRANSFERRED, finest=_FINEST)
 
 
 def judge_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,11 +54,13 @@ def write_atoms(folder: Path, atoms: ase.Atoms, findings: Findings | None = None
         write_csv(folder / "pair_distribution.csv", findings.pairs.table())
 
 
-def fsc_curve(fsc: FSC | None) -> FourierShellCorrelation | None:
-    """The correlation of the half maps as the report shows it."""
+def fsc_curve(fsc: FSC | None, resolution: float | None = None) -> FourierShellCorrelation | None:
+    """The correlation of the half maps as the report shows it; resolution in angstrom, None: the first fall."""
     if fsc is None:
         return None
-    return FourierShellCorrelation(fsc.frequencies.cpu(), {"half maps": fsc.correlation.cpu()}, fsc.resolution())
+    shown = fsc.resolution() if resolution is None else resolution
+    known = shown if math.isfinite(shown) else None
+    return FourierShellCorrelation(fsc.frequencies.cpu(), {"half maps": fsc.correlation.cpu()}, known)
 
 
 def shown_map(volume: Volume | None) -> Map | None:

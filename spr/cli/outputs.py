@@ -159,7 +159,7 @@ def report_data(
         settings=record["settings"],
         versions=record["versions"],
         seconds=seconds,
-        fsc=fsc_curve(result.fsc),
+        fsc=fsc_curve(result.fsc, result.metrics.get("resolution_fsc_0.143_angstrom")),
         rotations=None if result.poses is None else result.poses.rotations.cpu(),
         starts=result.starts,
         metrics=_metrics(folder.file("metrics.csv")),

@@ -212,8 +212,10 @@ def maps_of(correlation: list[float]) -> Maps:
     return Maps(empty, (empty, empty), empty, FSC(frequencies, torch.tensor(correlation), frequencies + 1))
 
 
-def test_resolution_is_the_first_fall_past_the_low_shells() -> None:
+def test_resolution_is_the_last_fall_past_the_low_shells() -> None:
     # phase contrast transfers nothing at low frequencies: the first shells say nothing
     assert resolution(maps_of([1, 0.1, 0, 0.1, 0.9, 0.9, 0.5, 0.1, 0.9])) == pytest.approx(1 / 0.7)
+    # nor does a gap between two reflections of a crystal; a single shell may agree by chance
+    assert resolution(maps_of([1, 0, 0, 0, 0.9, 0.1, 0.8, 0.7, 0.1, 0.3, 0.0])) == pytest.approx(1 / 0.8)
     assert resolution(maps_of([1.0] * 14)) == 0.9  # never falls: the finest spacing of the maps
     assert math.isnan(resolution(maps_of([1.0, 0.9, 0.8] + 6 * [0.0])))  # nothing agrees
