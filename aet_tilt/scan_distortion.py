@@ -30,13 +30,12 @@ _LARGEST = 1.0  # pixels that a line is moved in a round
 
 @dataclass(frozen=True)
 class ScanCorrection:
-    """images : (k, d, d) frames of one view, their distortion undone. shifts : (k, 2) of (x, y), pixels, as registered.
+    """images : (k, d, d) frames of one view, their distortion undone.
 
     velocity : (k, 2) pixels per frame. jitter : pixels, rms of the lines.
     """
 
     images: Tensor
-    shifts: Tensor
     velocity: Tensor
     jitter: float
 
@@ -57,19 +56,17 @@ def correct_scan(frames: Tensor, quarter_turns: Tensor, *, max_frequency: float 
     """
     if len(frames) < 2:
         raise InputError(f"{len(frames)} frame of a view, expected at least 2 to see a distortion in")
-    shifts = registered(frames, max_frequency)
-    velocity = torch.gradient(-shifts, dim=0)[0]
+    velocity = torch.gradient(-registered(frames, max_frequency), dim=0)[0]
     still = torch.stack(
         [_without_drift(f, v, int(q)) for f, v, q in zip(frames, velocity, quarter_turns.tolist(), strict=True)]
     )
-    shifts = registered(still, max_frequency)
-    straight = shift_images(still, shifts)
+    straight = shift_images(still, registered(still, max_frequency))
     total = torch.zeros(frames.shape[:2], dtype=frames.dtype, device=frames.device)
     for _ in range(_ROUNDS):
         moves = _line_moves(straight, quarter_turns)
         straight = _with_lines_moved(straight, moves, quarter_turns)
         total = total + moves
-    return ScanCorrection(straight, shifts, velocity, float(total.square().mean().sqrt()))
+    return ScanCorrection(straight, velocity, float(total.square().mean().sqrt()))
 
 
 def registered(frames: Tensor, max_frequency: float) -> Tensor:

@@ -21,7 +21,6 @@ from common.data import InputError, Poses
 from common.gridding import transform_and_slopes
 from common.iteration import Observer, State, run, step_generator
 from common.parallel import map_over_shards
-from common.rotations import random_rotations
 from spr.ab_initio import SearchSettings, SearchState
 from spr.atomic_map import atomic_map
 from spr.orientation_search import RingImages
@@ -29,7 +28,7 @@ from spr.refinement import RefineData, RefineSettings, fit_poses, halve, map_of_
 from spr.ring_sampling import SearchGrid
 from spr.rotation_chain import RotationChain, likeliest_path
 from spr.segments import at_true_scale, segments_of
-from spr.time_search import TimeSettings, assign_in_time, chain_of, map_in_time
+from spr.time_search import TimeSettings, assign_in_time, chain_of, map_in_time, turned_and_thinned
 
 _TEMPERATURE = 4.0  # at which a stretch chooses between old and new poses
 _TRACK_STEP = 0.3  # angstrom, between shifts that are tried around a track
@@ -109,10 +108,8 @@ def step(
 ) -> SearchState:
     """One iteration: the atoms of the map, every few-th frame's orientations given all of these, the next map."""
     generator = step_generator(seed, 10**4 + state.iteration)
-    turned = views @ random_rotations(1, generator=generator)[0].to(views)
-    n, grid = len(film.images), film.grid
-    first = int(torch.randint(min(settings.stride, n), (1,), generator=generator))
-    index = torch.arange(first, n, settings.stride, device=state.shifts.device)
+    turned, index = turned_and_thinned(views, len(film.images), settings.stride, generator)
+    grid = film.grid
     done = state.iteration + 1 == settings.iterations
     cooled = state.iteration / max(settings.iterations - 1, 1)
     temperature = settings.hottest * (settings.coolest / settings.hottest) ** cooled

@@ -149,9 +149,7 @@ def step_in_time(
     (v, 3, 3), which are turned at random.
     """
     generator = step_generator(seed, state.iteration + 1)
-    turned = frames @ random_rotations(1, generator=generator)[0].to(frames)
-    first = int(torch.randint(min(time.stride, len(images)), (1,), generator=generator))
-    index = torch.arange(first, len(images), time.stride, device=state.shifts.device)
+    turned, index = turned_and_thinned(frames, len(images), time.stride, generator)
     some = torch.randperm(len(index), generator=generator)[:40].to(index.device)
     target = effective_poses(settings, state.iteration)
     heat = time.heat ** (1 - state.iteration / (settings.iterations - 1))
@@ -170,6 +168,13 @@ def step_in_time(
     )
     done = state.iteration + 1 == settings.iterations
     return SearchState(state.iteration + 1, done, *made)
+
+
+def turned_and_thinned(frames: Tensor, n: int, stride: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """View directions (v, 3, 3) turned at random together, and every ``stride``-th of n images from a random one on."""
+    turned = frames @ random_rotations(1, generator=generator)[0].to(frames)
+    first = int(torch.randint(min(stride, n), (1,), generator=generator))
+    return turned, torch.arange(first, n, stride, device=frames.device)
 
 
 class MapInTime(NamedTuple):

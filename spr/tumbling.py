@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +46,11 @@ def describe_tumbling(rotations: Tensor, frames: Tensor) -> Tumbling:
     ``<angle^2>(lag) = 6 D lag + 2 error^2`` for isotropic diffusion; the mean square is taken from the median of the
     angles, on which rare jumps have no hold.
     """
-    lags, squared = [], []
-    for lag in range(1, _LAGS + 1):
-        first, second = _pairs(frames, lag)
-        if len(first) >= 10:
-            angle = geodesic_distance(rotations[first], rotations[second]).double()
-            lags.append(float(lag))
-            squared.append((_MAXWELL * float(angle.median())) ** 2)
-    t, y = torch.tensor(lags, dtype=torch.float64), torch.tensor(squared, dtype=torch.float64)
+
+    def squared(first: Tensor, second: Tensor) -> float:
+        return (_MAXWELL * float(geodesic_distance(rotations[first], rotations[second]).double().median())) ** 2
+
+    t, y = _over_lags(frames, squared)
     slope, level = _line(t, y)
     per_frame = math.sqrt(slope)
     steps = geodesic_distance(rotations[:-1], rotations[1:]).double()
@@ -72,6 +70,13 @@ def continuous(rotations: Tensor, operations: Tensor) -> Tensor:
         now = alike[geodesic_distance(alike, now.expand_as(alike)).argmin()]
         found.append(now)
     return torch.stack(found)
+
+
+def _over_lags(frames: Tensor, squared: Callable[[Tensor, Tensor], float]) -> tuple[Tensor, Tensor]:
+    """Lags (l,), frames, and what is measured over them: ``squared`` of the rows that lie a lag apart, 10 at least."""
+    pairs = {lag: _pairs(frames, lag) for lag in range(1, _LAGS + 1)}
+    found = {float(lag): squared(*pair) for lag, pair in pairs.items() if len(pair[0]) >= 10}
+    return torch.tensor(list(found), dtype=torch.float64), torch.tensor(list(found.values()), dtype=torch.float64)
 
 
 def _pairs(frames: Tensor, lag: int) -> tuple[Tensor, Tensor]:
@@ -116,12 +121,10 @@ def describe_wandering(positions: Tensor, frames: Tensor) -> Wandering:
     -----
     ``<r^2>(lag) = 4 D lag + 4 error^2``.
     """
-    lags, squared = [], []
-    for lag in range(1, _LAGS + 1):
-        first, second = _pairs(frames, lag)
-        if len(first) >= 10:
-            lags.append(float(lag))
-            squared.append(float((positions[second] - positions[first]).double().square().sum(1).mean()))
-    t, y = torch.tensor(lags, dtype=torch.float64), torch.tensor(squared, dtype=torch.float64)
+
+    def squared(first: Tensor, second: Tensor) -> float:
+        return float((positions[second] - positions[first]).double().square().sum(1).mean())
+
+    t, y = _over_lags(frames, squared)
     slope, level = _line(t, y)
     return Wandering(t, y, slope / 4, math.sqrt(level / 4))

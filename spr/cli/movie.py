@@ -153,7 +153,7 @@ def _one_particle(task: _Task, *, settings: MovieRoadSettings, device: str, thre
             particles = read_particles(folder.file("frames.star"))
             shifts, weights = torch.tensor(task.shifts), torch.tensor(task.weights)
             title = f"particle {task.number}: "
-            progress = ProgressObserver(title=title) if alone else ProgressObserver(title=title, bars=False)
+            progress = ProgressObserver(title=title, bars=None if alone else False)
             _reconstruct(folder, particles, shifts, weights, settings, torch.device(device), progress)
         return folder.status, folder.record["metrics"], folder.status == "finished"
 

@@ -68,7 +68,7 @@ def optics_of(n: int, voltage_kv: float, spherical_aberration_mm: float, defocus
     return Optics(one * voltage_kv, one * spherical_aberration_mm, one * 0, focus, one * 0, one * 0)
 
 
-def write_frames(folder: Path, stack: ImageStack, shifts: Tensor, weights: FrameWeights) -> ParticleFile:
+def write_frames(folder: Path, stack: ImageStack, shifts: Tensor, weights: FrameWeights) -> None:
     """Write a particle's images, their table without orientations, and their weights; the particles as read back.
 
     stack : n images with optics. shifts : (n, 2) of (x, y), angstrom, of the particle from the middle of the box.
@@ -83,4 +83,3 @@ def write_frames(folder: Path, stack: ImageStack, shifts: Tensor, weights: Frame
     pairs = zip(weights.weights.tolist(), weights.reasons, strict=True)
     rows = [(t, f"{weight:.4f}", reason) for t, (weight, reason) in enumerate(pairs, start=1)]
     write_csv(folder / "weights.csv", [("frame", "weight", "reason"), *rows])
-    return particles
