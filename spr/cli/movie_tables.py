@@ -69,7 +69,7 @@ def optics_of(n: int, voltage_kv: float, spherical_aberration_mm: float, defocus
 
 
 def write_frames(folder: Path, stack: ImageStack, shifts: Tensor, weights: FrameWeights) -> None:
-    """Write a particle's images, their table without orientations, and their weights; the particles as read back.
+    """Write a particle's images, their table without orientations, and their weights.
 
     stack : n images with optics. shifts : (n, 2) of (x, y), angstrom, of the particle from the middle of the box.
     """
