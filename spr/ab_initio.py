@@ -27,6 +27,7 @@ from spr.orientation_search import (
     RingImages,
     Views,
     expectation,
+    joined_views,
     log_likelihoods,
     log_prior,
     random_frames,
@@ -193,35 +194,66 @@ def step(
     symmetry: Tensor | None = None,
 ) -> SearchState:
     """One iteration: a random few images, all orientations, the next map."""
-    generator = step_generator(seed, state.iteration + 1)
-    frames = random_frames(grid.directions, generator=generator).to(state.values)
-    views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights, taps=_TAPS)
-    subset = torch.randperm(len(images), generator=generator)[: settings.images_per_iteration].to(state.shifts.device)
-    trials = trial_shifts(state.shifts[subset], settings.shift_step / float(images.frequencies.max()))
+    values, shifts, best, temperature = next_maps(
+        (state.values,), state.shifts, state.iteration, images, grid, settings, seed=seed, symmetry=symmetry
+    )
+    done = state.iteration + 1 == settings.iterations
+    return SearchState(state.iteration + 1, done, values[0], shifts, best, temperature)
+
+
+def next_maps(
+    maps: Sequence[Tensor],
+    shifts: Tensor,
+    iteration: int,
+    images: RingImages,
+    grid: SearchGrid,
+    settings: SearchSettings,
+    *,
+    seed: int,
+    symmetry: Tensor | None = None,
+) -> tuple[tuple[Tensor, ...], Tensor, float, float]:
+    """One iteration of one map, or of several over whose views each image's posterior is spread.
+
+    Parameters
+    ----------
+    maps : (d, d, d) each. shifts : (n, 2). iteration : from 0.
+
+    Returns
+    -------
+    The next maps, shifts, nats of the best poses and temperature, as in `SearchState`.
+    """
+    generator = step_generator(seed, iteration + 1)
+    frames = random_frames(grid.directions, generator=generator).to(maps[0])
+    each = [views_of(map_, frames, grid.shells, images.rings.shape[-1], images.weights, taps=_TAPS) for map_ in maps]
+    views = joined_views(each)
+    subset = torch.randperm(len(images), generator=generator)[: settings.images_per_iteration].to(shifts.device)
+    trials = trial_shifts(shifts[subset], settings.shift_step / float(images.frequencies.max()))
     few = slice(0, 12)
     scores, _ = log_likelihoods(images, subset[few], trials[few], views)
     scores += log_prior(images, subset[few], trials[few])[:, :, None]
-    target = effective_poses(settings, state.iteration)
+    target = effective_poses(settings, iteration)
     temperature = temperature_for(scores.transpose(0, 1).reshape(len(subset[few]), -1), target)
-    found = _expect_all(images, subset, trials, views, temperature)
-    values = maximise(
-        found.sums,
-        found.counts,
-        views.points,
-        images.weights,
-        grid.shells,
-        state.values,
-        support=grid.radius / grid.voxel_size,
-        ridge=settings.ridge,
-        symmetry=symmetry,
-        taps=_TAPS,
+    found = expect_all(images, subset, trials, views, temperature)
+    v = len(frames)
+    values = tuple(
+        maximise(
+            found.sums[..., k * v : (k + 1) * v],
+            found.counts[:, k * v : (k + 1) * v],
+            each[k].points,
+            images.weights,
+            grid.shells,
+            last,
+            support=grid.radius / grid.voxel_size,
+            ridge=settings.ridge,
+            symmetry=symmetry,
+            taps=_TAPS,
+        )
+        for k, last in enumerate(maps)
     )
-    shifts = state.shifts.index_copy(0, subset, found.shifts)
-    done = state.iteration + 1 == settings.iterations
-    return SearchState(state.iteration + 1, done, values, shifts, float(found.best.mean()), temperature)
+    return values, shifts.index_copy(0, subset, found.shifts), float(found.best.mean()), temperature
 
 
-def _expect_all(images: RingImages, index: Tensor, trials: Tensor, views: Views, temperature: float) -> Expectation:
+def expect_all(images: RingImages, index: Tensor, trials: Tensor, views: Views, temperature: float) -> Expectation:
     """`expectation` over the shards: sums are added in their order, rows land in their places."""
 
     def of_shard(rows: Tensor) -> tuple[Tensor, ...]:
@@ -278,7 +310,7 @@ def assign(
     every = torch.arange(len(images), device=state.shifts.device) if rows is None else rows
     width = settings.shift_step / float(images.frequencies.max())
     trials = trial_shifts(state.shifts[every], width)
-    found = _expect_all(images, every, trials, views, 1.0)
+    found = expect_all(images, every, trials, views, 1.0)
     return Assignment(Poses(found.rotations, found.shifts), found.best)
 
 

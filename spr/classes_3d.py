@@ -17,9 +17,8 @@ from torch import Tensor
 
 from common.atoms.atom_count import AtomCountSettings, add_and_remove_atoms
 from common.atoms.model import AtomicModel
-from common.atoms.pose_search import PoseSearchSettings, search_poses
-from common.atoms.refinement import RefinementSettings, refine_model
-from common.atoms.tracing import find_atoms
+from common.atoms.pose_search import PoseSearchSettings
+from common.atoms.refinement import RefinementSettings
 from common.atoms.validation import search_unseen, with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
@@ -27,12 +26,12 @@ from common.noise import NoiseModel
 from spr import pipeline
 from spr.class_differences import Differences, describe, differences
 from spr.class_split import split_images
+from spr.class_structure import everywhere, find_structure
 from spr.mixture import (
     Mixture,
     held_by,
     mixed_likelihood,
     mixture_of,
-    poses_by_own,
     settle,
 )
 from spr.model_parts import merged, select_images
@@ -94,11 +93,13 @@ def reconstruct_classes(
     seen = pipeline.look_at(stack, settings)
     warnings = list(seen.warnings)
     every = torch.arange(len(seen.fitted), device=seen.fitted.device)
-    first, agreed = find_structure(seen, every, settings, under("class-1", observers))
-    if first is None:
+    found = find_structure(seen, every, settings, under("class-1", observers), kinds=settings.classes or 2)
+    if found is None:
         why = "Not determined: no structure was found that explains the images."
         whole = Reconstruction(False, why, (*warnings, why), {"images": float(len(stack))})
         return ClassifiedStructures(whole, (), (), torch.zeros(len(stack), 0), ())
+    agreed = found.agreed
+    first = run_stage("class-1/everywhere", lambda: everywhere(seen, None, found, settings), observers)
     mixture, evidence = mixture_of([first]), [left_out_likelihood(seen, [first], settings, under("class-1", observers))]
     gains: list[tuple[float, float]] = []
     most = settings.classes or _MOST
@@ -130,27 +131,6 @@ def reconstruct_classes(
     return finish_classes(seen, mixture, evidence[-1], gains, warnings, settings, observers)
 
 
-def find_structure(
-    seen: Seen, rows: Tensor, settings: pipeline.Settings, observers: Sequence[Observer]
-) -> tuple[AtomicModel | None, bool]:
-    """Atoms and poses of the fitted images ``rows`` from nothing, None where there are none; do the starts agree?"""
-    part = replace(seen, fitted=seen.fitted[rows])
-    rings, grid, starts = pipeline.find_map(part, settings, observers)
-    refined = pipeline.refine_poses(part, rings, grid, starts, settings, observers)
-    try:
-        traced = find_atoms(refined.volume, settings.tracing_of_element())
-    except InputError:
-        return None, False
-    if len(traced.atoms) < 4:
-        return None, False
-    rough = pipeline.fit_atoms(part, traced.atoms, refined, settings, observers)
-    model = run_stage("atoms/poses", lambda: pipeline.search_doubtful(part, rough, refined, settings), observers)
-    model, _ = with_robust_weights(model)
-    stack, _, noise = part.part(part.fitted)
-    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
-    return model, starts.reached
-
-
 def propose(
     seen: Seen, mixture: Mixture, settings: ReconstructSettings, observers: Sequence[Observer]
 ) -> tuple[Mixture, bool] | None:
@@ -161,24 +141,13 @@ def propose(
     behind = mixture.behind.nonzero()[:, 0]
     if len(behind) >= max(pipeline.LEAST_IMAGES, _NEW_SHARE * len(mixture.posterior)):
         few = replace(settings, starts=replace(settings.starts, most=max(4, settings.starts.agreeing)))
-        found, agreed = find_structure(seen, behind, few, under("unexplained", observers))
+        kinds = max(2, (settings.classes or 2) - len(mixture.models))
+        found = find_structure(seen, behind, few, under("unexplained", observers), kinds=kinds)
         if found is not None:
-            model = run_stage("everywhere", lambda: everywhere(seen, mixture, found, behind, settings), observers)
-            return mixture_of([*mixture.models, model]), agreed
+            model = run_stage("everywhere", lambda: everywhere(seen, mixture, found, settings), observers)
+            return mixture_of([*mixture.models, model]), found.agreed
     divided, strength = split_class(seen, mixture, settings, observers)
     return None if settings.classes is None and strength < _STRONG else (divided, True)
-
-
-def everywhere(
-    seen: Seen, mixture: Mixture, found: AtomicModel, rows: Tensor, settings: pipeline.Settings
-) -> AtomicModel:
-    """A model of the images ``rows`` with the poses of all others searched."""
-    rest = torch.ones_like(mixture.classes, dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
-    if not len(rest):
-        return found
-    stack, _, noise = seen.part(seen.fitted[rest])
-    poses = poses_by_own(mixture, found, rest, mixture.classes[rest])
-    return merged(found, rows, search_poses(stack, noise, found, settings.pose_search, poses=poses), rest)
 
 
 def split_class(

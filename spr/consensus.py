@@ -18,7 +18,7 @@ from spr.orientation_search import RingImages
 from spr.ring_sampling import SearchGrid
 
 ATOMS_SHARED = "atoms shared, up to rotation and hand"
-_SAMPLE = 250  # images by which starts are compared
+SAMPLE = 250  # images by which starts are compared
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def agree(
     """
     starts: list[Start] = []
     n = len(images)
-    sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=images.centres.device).round().long()
+    sample = torch.linspace(0, n - 1, min(n, SAMPLE), device=images.centres.device).round().long()
     agreement = torch.eye(settings.most)
     while True:
         number = len(starts)

@@ -7,6 +7,7 @@ of all in-plane angles are one product per angular order.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -152,6 +153,18 @@ def views_of(
     spectra = torch.fft.fft(rings, dim=-1)[..., : half + 1] * weights[:, None]
     stacked = torch.cat((spectra.real, spectra.imag), 1).permute(2, 1, 0).contiguous()
     return Views(frames, stacked, (rings.abs().square().sum(-1) * weights).T.contiguous(), points)
+
+
+def joined_views(views: Sequence[Views]) -> Views:
+    """The views of several maps, v of each, as those of one: map k has views k v to (k + 1) v - 1."""
+    if len(views) == 1:
+        return views[0]
+    return Views(
+        torch.cat([part.frames for part in views]),
+        torch.cat([part.spectra for part in views], -1),
+        torch.cat([part.power for part in views], -1),
+        torch.cat([part.points for part in views]),
+    )
 
 
 def angular_synthesis(n_angles: int, like: Tensor) -> tuple[Tensor, Tensor]:

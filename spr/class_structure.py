@@ -1,0 +1,116 @@
+"""One structure out of images of several, from nothing, and the pose of every image under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from common.atoms.model import AtomicModel
+from common.atoms.pose_search import search_poses
+from common.atoms.refinement import refine_model
+from common.atoms.tracing import find_atoms
+from common.atoms.validation import unknown_poses, with_robust_weights
+from common.data import InputError
+from common.iteration import Observer, run_stage, under
+from spr import pipeline
+from spr.class_search import agree_on_one
+from spr.mixture import Mixture, poses_by_own
+from spr.model_parts import merged
+from spr.refinement import RefinedMap
+from spr.result import Seen
+
+_CLASS_STARTS = 5  # at most, of the search for several maps
+_LEAST_ATOMS = 4
+
+
+@dataclass(frozen=True)
+class FoundStructure:
+    """model : atoms and poses of the fitted images ``rows``. agreed : found from two random starts."""
+
+    model: AtomicModel
+    rows: Tensor
+    agreed: bool
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A map's refinement, of the fitted images ``rows``."""
+
+    refined: RefinedMap
+    rows: Tensor
+    agreed: bool
+
+
+def find_structure(
+    seen: Seen, rows: Tensor, settings: pipeline.Settings, observers: Sequence[Observer], *, kinds: int
+) -> FoundStructure | None:
+    """A structure of the fitted images ``rows``, which may show particles of several kinds; None where there are no
+    atoms.
+
+    kinds : maps that are searched together where one map is not found; 1: none.
+    """
+    start = find_start(replace(seen, fitted=seen.fitted[rows]), settings, observers, kinds=kinds)
+    rows, refined = rows[start.rows], start.refined
+    part = replace(seen, fitted=seen.fitted[rows])
+    try:
+        traced = find_atoms(refined.volume, settings.tracing_of_element())
+    except InputError:
+        return None
+    if len(traced.atoms) < _LEAST_ATOMS:
+        return None
+    rough = pipeline.fit_atoms(part, traced.atoms, refined, settings, observers)
+    model = run_stage("atoms/poses", lambda: pipeline.search_doubtful(part, rough, refined, settings), observers)
+    model, _ = with_robust_weights(model)
+    stack, _, noise = part.part(part.fitted)
+    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
+    return FoundStructure(model, rows, start.agreed)
+
+
+def find_start(seen: Seen, settings: pipeline.Settings, observers: Sequence[Observer], *, kinds: int) -> _Start:
+    """A refined map: of all images where two starts agree on one in the strongest rings; else of the images of one
+    class, where two starts for several maps agree on it; else what `spr.pipeline.find_map` finds."""
+    every = torch.arange(len(seen.fitted), device=seen.fitted.device)
+    starts = settings.starts
+    quick = kinds > 1 and 0 < starts.narrow < starts.most
+    first = replace(settings, starts=replace(starts, most=max(starts.narrow, starts.agreeing))) if quick else settings
+    rings, grid, one = pipeline.find_map(seen, first, observers)
+    if not one.reached and kinds > 1:
+        several = agree_on_one(
+            *pipeline.find_band(seen, settings),
+            settings.search,
+            settings.tracing_of_element(),
+            replace(starts, most=max(_CLASS_STARTS, starts.agreeing)),
+            kinds,
+            seed=settings.seed,
+            symmetry=pipeline.symmetry_of(settings),
+            observers=observers,
+        )
+        if several is not None and len(several.rows) >= pipeline.LEAST_IMAGES:
+            part = replace(seen, fitted=seen.fitted[several.rows])
+            refined = pipeline.refine_from(
+                several.values, several.poses, part, *pipeline.find_band(part, settings), settings, observers
+            )
+            return _Start(refined, several.rows, True)
+    if not one.reached and quick:
+        rest = replace(starts, most=max(starts.most - starts.narrow, starts.agreeing), narrow=0)
+        rings, grid, one = pipeline.find_map(seen, replace(settings, starts=rest), under("wide", observers))
+    return _Start(pipeline.refine_poses(seen, rings, grid, one, settings, observers), every, one.reached)
+
+
+def everywhere(seen: Seen, mixture: Mixture | None, found: FoundStructure, settings: pipeline.Settings) -> AtomicModel:
+    """The structure with all other fitted images, their poses searched; near those they have in ``mixture`` too."""
+    m = len(seen.fitted)
+    rest = torch.ones(m, dtype=torch.bool, device=found.rows.device).index_fill(0, found.rows, False).nonzero()[:, 0]
+    if not len(rest):
+        return found.model
+    if mixture is None:
+        poses = unknown_poses(len(rest), found.model.positions)
+    else:
+        poses = poses_by_own(mixture, found.model, rest, mixture.classes[rest])
+    stack, _, noise = seen.part(seen.fitted[rest])
+    return merged(
+        found.model, found.rows, search_poses(stack, noise, found.model, settings.pose_search, poses=poses), rest
+    )
