@@ -92,11 +92,16 @@ def sum_over_shards(
     -----
     Memory: one result per process at a time, not one per shard. The sum runs strictly in the order of the shards.
     """
+    return sum_over(function, shards(n_images, n_shards))
+
+
+def sum_over(function: Callable[[Tensor], Sequence[Tensor]], parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`sum_over_shards` over ``parts`` of one's own: index tensors, at least one."""
     totals: tuple[Tensor, ...] | None = None
-    for gathered in _rounds(function, shards(n_images, n_shards), same_shape=True):
-        for parts in gathered:
-            totals = parts if totals is None else tuple(t + p for t, p in zip(totals, parts, strict=True))
-    if totals is None:  # shards() is never empty
+    for gathered in _rounds(function, parts, same_shape=True):
+        for values in gathered:
+            totals = values if totals is None else tuple(t + v for t, v in zip(totals, values, strict=True))
+    if totals is None:
         raise ValueError("there is nothing to sum")
     return totals
 
@@ -115,35 +120,60 @@ def map_over_shards(
     -------
     The tensors (n_images, ...), on every process the same.
     """
-    rounds = _rounds(function, shards(n_images, n_shards), same_shape=False)
-    pieces = [parts for gathered in rounds for parts in gathered]
-    return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+    return map_over(function, shards(n_images, n_shards))
+
+
+def map_over(
+    function: Callable[[Tensor], Sequence[Tensor]], parts: Sequence[Tensor], *, dim: int = 0
+) -> tuple[Tensor, ...]:
+    """`map_over_shards` over ``parts`` of one's own: index tensors, at least one, none longer than one before it.
+
+    dim : of the function's tensors that runs along the part.
+    """
+    pieces = [values for gathered in _rounds(function, parts, same_shape=False, dim=dim) for values in gathered]
+    return tuple(torch.cat(column, dim) for column in zip(*pieces, strict=True))
+
+
+def own_parts(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of the ``parts`` that this process is asked for in `sum_over` and `map_over`."""
+    rank, count = process_rank(), process_count()
+    return tuple(_own(parts[first : first + count], rank) for first in range(0, len(parts), count))
+
+
+def _own(these: Sequence[Tensor], rank: int) -> Tensor:
+    # A process without a part of its own in this round computes a short one again, for its shapes only.
+    return these[min(rank, len(these) - 1)]
 
 
 def _rounds(
-    function: Callable[[Tensor], Sequence[Tensor]], parts: Sequence[Tensor], *, same_shape: bool
+    function: Callable[[Tensor], Sequence[Tensor]], parts: Sequence[Tensor], *, same_shape: bool, dim: int = 0
 ) -> Iterator[list[tuple[Tensor, ...]]]:
     """Results of the shards in order, as many at a time as there are processes."""
     rank, count = process_rank(), process_count()
     for first in range(0, len(parts), count):
         these = parts[first : first + count]
-        # A process without a shard of its own in this round computes a short one again, for its shapes only.
-        own = tuple(function(these[min(rank, len(these) - 1)]))
+        own = tuple(function(_own(these, rank)))
         if count == 1:
             yield [own]
             continue
-        # tensor_split puts the longer shards first, so those of a round differ by one row at most: pad to the longest.
+        # Longer parts come first, and a part computed again is the shortest of its round: pad to the longest.
         lengths = [len(part) for part in these]
-        columns = [_gather(tensor, count, None if same_shape else max(lengths)) for tensor in own]
+        columns = [_gather(tensor, count, None if same_shape else max(lengths), dim) for tensor in own]
         rows = [tuple(column[i] for column in columns) for i in range(len(these))]
-        yield rows if same_shape else [tuple(t[:n] for t in row) for row, n in zip(rows, lengths, strict=True)]
+        yield (
+            rows
+            if same_shape
+            else [tuple(t.narrow(dim, 0, n) for t in row) for row, n in zip(rows, lengths, strict=True)]
+        )
 
 
-def _gather(tensor: Tensor, count: int, length: int | None) -> list[Tensor]:
+def _gather(tensor: Tensor, count: int, length: int | None, dim: int) -> list[Tensor]:
     """This tensor of every process; with a length, padded to so many rows first."""
     values = tensor.detach().resolve_conj()
-    if length is not None and len(values) < length:
-        values = torch.cat((values, values.new_zeros(length - len(values), *values.shape[1:])))
+    if length is not None and values.shape[dim] < length:
+        shape = list(values.shape)
+        shape[dim] = length - shape[dim]
+        values = torch.cat((values, values.new_zeros(shape)), dim)
     kind = values.dtype
     if kind.is_complex:
         values = torch.view_as_real(values)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import signal
 import sys
 
 from common.cli.program import Parser, run_program
+from common.cli.runs import require_one_process
 from common.cli.settings import nearest
 from common.data import InputError
 from common.io.run_record import package_version
@@ -23,6 +25,7 @@ COMMANDS = {
     "info": ("info", "what a tilt series holds and what would be assumed"),
     "doctor": ("info", "check the installation: versions, device, memory, disk, extras"),
 }
+RUNS = ("reconstruct", "align", "reconstruct-volume", "refine-atoms")  # commands that resume, and share processes
 USAGE = """usage: aet-tilt COMMAND ... [--help] [--version]
 
 Atomic electron tomography from tilt series.
@@ -31,7 +34,8 @@ commands:
 {commands}
 
 `aet-tilt COMMAND --help` says what a command takes. Lengths are in angstrom, angles in degrees. A stopped or killed
-run goes on when the same command is given again."""
+run goes on when the same command is given again. Several processes:
+`torchrun --nproc-per-node N -m aet_tilt reconstruct ...`"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +57,8 @@ def _dispatch(given: list[str]) -> int:
     name = given[0]
     if name not in COMMANDS:
         raise InputError(f"{name!r} is not a command; {nearest(name, list(COMMANDS))}")
+    if name not in RUNS:
+        require_one_process(f"aet-tilt {name}")
     module = importlib.import_module(f"aet_tilt.cli.{COMMANDS[name][0]}")
     parser = Parser(prog=f"aet-tilt {name}", description=COMMANDS[name][1])
     module.add_arguments(parser, name)
@@ -60,6 +66,8 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _how_to_resume(given: list[str]) -> str:
-    if not given or given[0] not in ("reconstruct", "align", "reconstruct-volume", "refine-atoms"):
+    if not given or given[0] not in RUNS:
         return ""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "The same torchrun command goes on from here."
     return f"To go on from here: aet-tilt {shlex.join(word for word in given if word != '--overwrite')}"

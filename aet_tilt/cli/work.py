@@ -13,13 +13,15 @@ from aet_tilt.pipeline import Settings
 from aet_tilt.result import Reconstruction
 from common.cli.program import Parser, choose_device, set_threads
 from common.cli.progress import ProgressObserver
-from common.cli.runs import Clock, keep_inputs, require_one_process, summarise
+from common.cli.runs import Clock, keep_inputs, summarise, tell
 from common.cli.settings import add_settings, read_settings
 from common.data import Poses
 from common.io import sha256
+from common.io.checkpoint import is_first_process
 from common.io.run_folder import RunFolder
 from common.io.tilt_series import TiltFile, read_tilt_series
 from common.iteration import Observer
+from common.parallel import processes
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def add_run_arguments(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help="where to compute (default: auto)")
-    group.add_argument("--threads", metavar="N", type=int, default=1, help="CPU threads (default: 1)")
+    threads = "CPU threads of each process (default: 1; more processes: torchrun)"
+    group.add_argument("--threads", metavar="N", type=int, default=1, help=threads)
     add_settings(parser, InputSettings, section="input")
     add_settings(parser, Settings)
 
@@ -79,38 +82,39 @@ def run_work(
     if arguments.element:
         settings = replace(settings, elements=(arguments.element,))
     out = arguments.out or arguments.tilts.with_name(f"{arguments.tilts.stem}_run")
-    require_one_process(f"aet-tilt {command}")
     set_threads(arguments.threads)
-    device = choose_device(arguments.device)
     clock = Clock()
-    found = read_input(arguments.tilts, reading)
-    files = [file for file in (*found.files, *extra_inputs) if file.is_file()]
-    keep_inputs(out, files)
-    opened = RunFolder.open(
-        out,
-        inputs={os.path.relpath(file): sha256(file) for file in files},
-        settings={"input": asdict(reading), **asdict(settings)},
-        command=command,
-        device=device.type,
-        overwrite=arguments.overwrite,
-    )
-    with opened as folder:
-        if folder.is_complete:
-            print(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
-            summarise(folder)
-            return 0
-        for note in found.notes:
-            print(f"note: {note}")
-        progress = ProgressObserver()
-        metrics, checkpoints = folder.observers()
-        poses = Poses(found.poses.rotations.to(device), found.poses.shifts.to(device))
-        here = replace(found, stack=found.stack.to(device), poses=poses)
-        try:
-            with folder.computing(arguments.tilts):
-                result = compute(here, settings, (metrics, checkpoints, progress))
-        except KeyboardInterrupt:
-            checkpoints.save_all()
-            raise
-        write_outputs(folder, found, result, seconds=clock.seconds(progress.seconds))
-        summarise(folder)
+    with processes(choose_device(arguments.device)) as device:
+        found = read_input(arguments.tilts, reading)
+        files = [file for file in (*found.files, *extra_inputs) if file.is_file()]
+        keep_inputs(out, files)
+        opened = RunFolder.open(
+            out,
+            inputs={os.path.relpath(file): sha256(file) for file in files},
+            settings={"input": asdict(reading), **asdict(settings)},
+            command=command,
+            device=device.type,
+            overwrite=arguments.overwrite,
+        )
+        with opened as folder:
+            if folder.is_complete:
+                tell(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
+                summarise(folder)
+                return 0
+            for note in found.notes:
+                tell(f"note: {note}")
+            progress = ProgressObserver()
+            metrics, checkpoints = folder.observers()
+            poses = Poses(found.poses.rotations.to(device), found.poses.shifts.to(device))
+            here = replace(found, stack=found.stack.to(device), poses=poses)
+            try:
+                with folder.computing(arguments.tilts):
+                    result = compute(here, settings, (metrics, checkpoints, progress))
+            except KeyboardInterrupt:
+                checkpoints.save_all()
+                raise
+            seconds = clock.seconds(progress.seconds)
+            if is_first_process():
+                write_outputs(folder, found, result, seconds=seconds)
+                summarise(folder)
     return 0

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from common.data import ImageStack, InputError, Poses, Volume
 from common.fourier import rfft_multiplicity
+from common.parallel import map_over
 from common.projection import backproject, project
 
 _TAPS = 6  # of the window along each axis: relative error 1e-6 against the exact transform
-_ROWS = 64  # slices transformed at once; bounds the memory
+_ROWS = 20  # slices transformed at once: what fits the processor's cache, and what processes share
 _SINGLE_AXIS = 2e-6  # how far the y axis may move in float32 poses about y
 
 
@@ -119,13 +120,17 @@ class TiltOperator:
 
     def project(self, values: Tensor) -> Tensor:
         """(n, d, d) from (d, d, d)."""
-        rows = [self._project_rows(part) for part in values.split(_ROWS, dim=1)]
-        return self._shift_y(torch.cat(rows, 1), self.along_y)
+        images = map_over(lambda rows: (self._project_rows(_block(values, rows)),), row_blocks(values.shape[1]), dim=1)[
+            0
+        ]
+        return self._shift_y(images, self.along_y)
 
     def backproject(self, images: Tensor) -> Tensor:
         """(d, d, d) from (n, d, d)."""
         moved = self._shift_y(images, self.along_y.conj())
-        return torch.cat([self._backproject_rows(part) for part in moved.split(_ROWS, dim=1)], 1)
+        return map_over(lambda rows: (self._backproject_rows(_block(moved, rows)),), row_blocks(moved.shape[1]), dim=1)[
+            0
+        ]
 
     def subset(self, index: Tensor) -> TiltOperator:
         """The same for some of the poses."""
@@ -165,6 +170,11 @@ class TiltOperator:
         return slices.transpose(1, 2)
 
 
+def row_blocks(count: int) -> tuple[Tensor, ...]:
+    """Row numbers in blocks, the same whatever the number of processes that share them."""
+    return torch.arange(count).tensor_split(math.ceil(count / _ROWS))
+
+
 @dataclass(frozen=True)
 class WindowedOperator:
     """Another operator, whose images were measured in part: elsewhere they are 0, and say nothing.
@@ -199,6 +209,10 @@ class WindowedOperator:
     def subset(self, index: Tensor) -> WindowedOperator:
         """The same for some of the poses."""
         return replace(self, operator=self.operator.subset(index))
+
+
+def _block(values: Tensor, rows: Tensor) -> Tensor:
+    return values.narrow(1, int(rows[0]), len(rows))
 
 
 def _place(values: Tensor, size: int, dim: int) -> Tensor:

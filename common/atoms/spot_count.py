@@ -20,6 +20,7 @@ from common.atoms.spot_normal import atom_information
 from common.atoms.spots import SpotSettings, SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
 from common.iteration import Observer
+from common.parallel import sum_over
 
 Floats = NDArray[np.float64]
 _POINTS_AT_ONCE = 200_000
@@ -153,9 +154,10 @@ def score_points(stack: ImageStack, state: SpotState, points: Floats) -> tuple[F
     """Height (k,) that an atom added at each of ``points`` (k, 3) would get, the others as they are, and its nats."""
     here, pixel, d = state.parameters, stack.pixel_size, stack.box_size
     places = torch.as_tensor(points, dtype=torch.float64, device=here.heights.device)
-    slope, information = torch.zeros_like(places[:, 0]), torch.zeros_like(places[:, 0])
     variance = float(here.b_factors.median()) / EIGHT_PI2 / pixel**2
-    for row in image_batches(len(here.scales), 1, here.scales.device):
+
+    def of_image(row: Tensor) -> tuple[Tensor, Tensor]:
+        slope, information = torch.zeros_like(places[:, 0]), torch.zeros_like(places[:, 0])
         expected, signal, images, inside = compared(here, stack, row)
         weight = inside / state.noise.images(row).variance(expected, signal)
         spread = max(variance + float(here.blurs[row]) / pixel**2, 0.05)
@@ -167,9 +169,12 @@ def score_points(stack: ImageStack, state: SpotState, points: Floats) -> tuple[F
             # grid_sample counts from the outer edges of the first and last pixels, -1 to 1
             target = ((flat + (d // 2 + 0.5)) * 2 / d - 1).to(fields)
             at = torch.nn.functional.grid_sample(fields[None], target[None, None], align_corners=False)[0, :, 0]
-            slope[part] += scale * at[0].double()
+            slope[part] = scale * at[0].double()
             # the square of a Gaussian is one of half the variance with the sum 1 / (4 pi variance)
-            information[part] += scale**2 * at[1].double() / (4 * math.pi * spread)
+            information[part] = scale**2 * at[1].double() / (4 * math.pi * spread)
+        return slope, information
+
+    slope, information = sum_over(of_image, image_batches(len(here.scales), 1, here.scales.device))
     height = slope / information.clamp(min=1e-30)
     return height.cpu().numpy(), (slope.clamp(min=0) * height / 2).cpu().numpy()
 

@@ -8,7 +8,6 @@ being what is above background.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from common.atoms.spot_rendering import Patches, patch_side, render_spots, spot_patches
 from common.data import ImageStack, Poses
+from common.parallel import map_over
 from common.rotations import rotation_from_vector
 
 EIGHT_PI2 = 8 * math.pi**2
@@ -110,7 +110,7 @@ def signal_of(parameters: SpotParameters, patches: Patches) -> Tensor:
 def predict(parameters: SpotParameters, stack: ImageStack, *, batch_size: int = 8) -> Tensor:
     """The expected images (m, d, d) of the model; ``stack`` gives box, pixel size and type."""
     batches = image_batches(len(parameters.scales), batch_size, parameters.scales.device)
-    return torch.cat([compared(parameters, stack, rows).expected for rows in batches])
+    return map_over(lambda rows: (compared(parameters, stack, rows).expected,), batches)[0]
 
 
 class Compared(NamedTuple):
@@ -144,8 +144,8 @@ def basis_for(parameters: SpotParameters, stack: ImageStack) -> Tensor:
     return background_basis(stack.box_size, order, dtype=dtype, device=stack.images.device)
 
 
-def image_batches(count: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    yield from torch.arange(count, device=device).split(batch_size)
+def image_batches(count: int, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
+    return torch.arange(count, device=device).split(batch_size)
 
 
 def moved(parameters: SpotParameters, atoms: Tensor, widening: Tensor, own: Tensor) -> SpotParameters:

@@ -23,6 +23,7 @@ from common.atoms.spot_normal import (
 from common.atoms.spots import SpotSettings, SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
 from common.iteration import step_generator
+from common.parallel import map_over
 
 _PROBED = 1500  # draws of atoms from which the share of the variance that comes from overlaps is measured
 
@@ -153,16 +154,15 @@ def predict_images(
     """
     settings = settings or SpotSettings()
     state = fit_images(stack, poses, model, settings)
-    r1s, agreement, weights = [], [], []
-    for rows in image_batches(len(stack), settings.batch_size, stack.images.device):
+
+    def of_images(rows: Tensor) -> tuple[Tensor, ...]:
         expected, signal, images, inside = compared(state.parameters, stack, rows)
         seen = inside.bool().expand_as(images)
         measured, signal = ((part[seen].view(len(rows), -1)) for part in (images - (expected - signal), signal))
-        r1s.append((measured - signal).abs().sum(1))
-        weights.append(measured.abs().sum(1))
-        agreement.append(correlations(measured, signal))
-    difference, total = torch.cat(r1s), torch.cat(weights)
-    each = torch.cat(agreement)
+        return (measured - signal).abs().sum(1), measured.abs().sum(1), correlations(measured, signal)
+
+    batches = image_batches(len(stack), settings.batch_size, stack.images.device)
+    difference, total, each = map_over(of_images, batches)
     return Prediction(float(difference.sum() / total.sum()), float(each.mean()), difference / total, each, state)
 
 

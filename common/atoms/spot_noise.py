@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
+from torch import Tensor
 
 from common.atoms.spot_image import CountNoise, SpotParameters, compared, image_batches
 from common.data import ImageStack
+from common.parallel import sum_over
 
 
 def flat_noise(stack: ImageStack) -> CountNoise:
@@ -39,16 +41,17 @@ def measure_noise(
     inverse square of the variance, none negative: the best of all subsets of the three.
     """
     device = stack.images.device
-    matrix = torch.zeros(3, 3, dtype=torch.float64, device=device)
-    right, total = matrix[0].clone(), 0.0
-    for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
+
+    def of_images(rows: Tensor) -> tuple[Tensor, ...]:
         expected, signal, images, inside = compared(parameters, stack, rows)
         weight = (inside / noise.images(rows).variance(expected, signal)).double().flatten()
         terms = torch.stack((expected, torch.ones_like(expected), signal**2)).flatten(1).double() * weight
         square = (images - expected).square().double().flatten() * weight
-        matrix += terms @ terms.T
-        right += terms @ square
-        total += float(square @ square)
+        return terms @ terms.T, terms @ square, square @ square
+
+    batches = image_batches(len(parameters.scales), batch_size, parameters.scales.device)
+    matrix, right, squares = sum_over(of_images, batches)
+    total = float(squares)
     best, chosen = total, torch.zeros(3, dtype=torch.float64, device=device)
     usable = (0, 1, 2) if misfit else (0, 1)
     for size in range(1, len(usable) + 1):

@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from common.atoms.spot_image import (
 )
 from common.atoms.spot_rendering import Patches, correlate_spots, render_spots, spot_information
 from common.data import ImageStack
+from common.parallel import map_over, own_parts, sum_over
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,27 @@ class _Batch:
 class Linearised:
     """The images about some parameters.
 
-    groups : (n,) group of each atom that widens alike. precision : of the priors on the shared parameters.
+    groups : (n,) group of each atom that widens alike. precision : of the priors on the shared parameters. rows : of
+    the images in each batch. batches : by their first image, those that this process works on.
     """
 
-    batches: tuple[_Batch, ...]
+    rows: tuple[Tensor, ...]
+    batches: Mapping[int, _Batch]
     groups: Tensor
     precision: Shared
     pixel_size: float
+
+    def batch(self, rows: Tensor) -> _Batch:
+        return self.batches[int(rows[0])]
+
+    def total(self, part: Callable[[Tensor], Shared]) -> Shared:
+        """The sum over all batches of what ``part`` makes of the images ``rows`` of each, over all processes."""
+
+        def of_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+            found = part(rows)
+            return found.atoms, found.widening
+
+        return Shared(*sum_over(of_batch, self.rows))
 
 
 def linearise(
@@ -93,9 +109,10 @@ def linearise(
     own_offset : (m, 7 + k) how far they are from what the prior expects.
     damping : of Levenberg, for the images' own parameters.
     """
-    basis, batches = basis_for(parameters, stack), []
+    basis, batches = basis_for(parameters, stack), {}
     inside = stack.inside.to(basis)
-    for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
+    every = image_batches(len(parameters.scales), batch_size, parameters.scales.device)
+    for rows in own_parts(every):
         part, images = parameters.images(rows), stack.images[rows].to(basis)
         patches = lay_out(part, stack)
         signal = signal_of(part, patches)
@@ -109,8 +126,8 @@ def linearise(
         inverse = torch.linalg.inv(normal + torch.diag_embed(prior + damping * torch.diagonal(normal, dim1=1, dim2=2)))
         slope = (columns @ residual.flatten(1)[..., None])[..., 0].double()
         slope = torch.where(free, slope - prior * own_offset[rows], 0.0)
-        batches.append(_Batch(part, patches, weight, residual, columns, inverse, slope))
-    return Linearised(tuple(batches), groups, precision, stack.pixel_size)
+        batches[int(rows[0])] = _Batch(part, patches, weight, residual, columns, inverse, slope)
+    return Linearised(every, batches, groups, precision, stack.pixel_size)
 
 
 def _own_columns(part: SpotParameters, patches: Patches, signal: Tensor, basis: Tensor, pixel_size: float) -> Tensor:
@@ -162,10 +179,13 @@ def _reduced(batch: _Batch, images: Tensor) -> Tensor:
 
 def product(system: Linearised, vector: Shared) -> Shared:
     """The reduced matrix, priors included, times a vector."""
-    total = Shared(system.precision.atoms * vector.atoms, system.precision.widening * vector.widening)
-    for batch in system.batches:
-        total = total + _across(batch, system, _reduced(batch, _along(batch, system, vector)))
-    return total
+
+    def of_images(rows: Tensor) -> Shared:
+        batch = system.batch(rows)
+        return _across(batch, system, _reduced(batch, _along(batch, system, vector)))
+
+    prior = Shared(system.precision.atoms * vector.atoms, system.precision.widening * vector.widening)
+    return prior + system.total(of_images)
 
 
 def image_slope(system: Linearised, factors: Tensor | None = None) -> Shared:
@@ -173,41 +193,49 @@ def image_slope(system: Linearised, factors: Tensor | None = None) -> Shared:
 
     factors : (m,) what the gradient of each image is multiplied by; 1 when None.
     """
-    total, first = system.precision * 0.0, 0
-    for batch in system.batches:
+
+    def of_images(rows: Tensor) -> Shared:
+        batch = system.batch(rows)
         own = (batch.inverse @ batch.slope[..., None]).to(batch.weight)
         rest = batch.residual - batch.weight * (batch.columns.mT @ own).reshape(batch.residual.shape)
         if factors is not None:
-            rest = rest * factors[first : first + len(rest), None, None].to(rest)
-        first += len(rest)
-        total = total + _across(batch, system, rest)
-    return total
+            rest = rest * factors[rows, None, None].to(rest)
+        return _across(batch, system, rest)
+
+    return system.total(of_images)
 
 
 def noise_slope(system: Linearised, generator: torch.Generator) -> Shared:
     """The gradient that images of noise alone would have, drawn with the variances of the model."""
-    total = system.precision * 0.0
-    for batch in system.batches:
-        shape, kind = batch.weight.shape, batch.weight.dtype
-        drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=kind)
+    # one seed a batch, so that a process need not draw what others work on
+    m, device = int(system.rows[-1][-1]) + 1, generator.device
+    seeds = torch.randint(2**62, (m,), generator=generator, device=device)
+
+    def of_images(rows: Tensor) -> Shared:
+        batch = system.batch(rows)
+        own = torch.Generator(device).manual_seed(int(seeds[rows[0]]))
+        drawn = torch.randn(batch.weight.shape, generator=own, device=device, dtype=batch.weight.dtype)
         drawn = drawn / batch.weight.sqrt().clamp(min=1e-18)  # none comes from where nothing was measured
-        total = total + _across(batch, system, _reduced(batch, drawn))
-    return total
+        return _across(batch, system, _reduced(batch, drawn))
+
+    return system.total(of_images)
 
 
 def own_step(system: Linearised, vector: Shared) -> Tensor:
     """(m, 7 + k) the step of each image's own parameters that goes with a step of the shared ones."""
-    steps = []
-    for batch in system.batches:
+
+    def of_images(rows: Tensor) -> tuple[Tensor]:
+        batch = system.batch(rows)
         weighted = batch.weight * _along(batch, system, vector)
         inner = (batch.columns @ weighted.flatten(1)[..., None])[..., 0].double()
-        steps.append((batch.inverse @ (batch.slope - inner)[..., None])[..., 0])
-    return torch.cat(steps)
+        return ((batch.inverse @ (batch.slope - inner)[..., None])[..., 0],)
+
+    return map_over(of_images, system.rows)[0]
 
 
 def own_variances(system: Linearised) -> Tensor:
     """(m, 7 + k) posterior variances of the own parameters, atoms given."""
-    return torch.cat([torch.diagonal(batch.inverse, dim1=1, dim2=2) for batch in system.batches])
+    return map_over(lambda rows: (torch.diagonal(system.batch(rows).inverse, dim1=1, dim2=2),), system.rows)[0]
 
 
 @dataclass(frozen=True)
@@ -223,20 +251,22 @@ class Preconditioner:
 
 def atom_information(system: Linearised) -> tuple[Tensor, Tensor]:
     """Information of each atom alone: (n, 4, 4) of height and position, and (g,) of the widening."""
-    n = len(system.groups)
-    blocks = torch.zeros(n, 4, 4, dtype=torch.float64, device=system.groups.device)
-    wide = torch.zeros_like(system.precision.widening)
-    for batch in system.batches:
-        part, pixel = batch.parameters, system.pixel_size
+    n, pixel = len(system.groups), system.pixel_size
+
+    def of_images(rows: Tensor) -> tuple[Tensor, Tensor]:
+        batch = system.batch(rows)
+        part = batch.parameters
         flat = spot_information(batch.weight, batch.patches).double()
         scale = part.scales[:, None]
         turn = torch.zeros(len(part.scales), n, 3, 4, dtype=torch.float64, device=flat.device)
         turn[..., 0, 0] = scale
         turn[..., 1:, 1:] = (scale * part.heights)[..., None, None] * part.rotations[:, None, :2] / pixel
-        blocks += (turn.mT @ flat @ turn).sum(0)
         bend = (flat[..., 1, 1] + flat[..., 2, 2]) / (4 * variances(part, pixel))
         each = ((scale * part.heights) ** 2 * bend).sum(0) / pixel**4
-        wide = wide.index_add(0, system.groups, each)
+        wide = torch.zeros_like(system.precision.widening).index_add(0, system.groups, each)
+        return (turn.mT @ flat @ turn).sum(0), wide
+
+    blocks, wide = sum_over(of_images, system.rows)
     return blocks, wide
 
 

@@ -41,6 +41,7 @@ from common.atoms.spot_normal import (
 )
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, State, run
+from common.parallel import map_over, sum_over
 
 _LEAST_SPREAD = 1e-3  # of a prior's learned width, relative to the first
 
@@ -219,19 +220,20 @@ def first_parameters(stack: ImageStack, poses: Poses, atoms: Atoms, settings: Sp
 
 def _scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Tensor, float]:
     """Scale and background (m, 1 + k) of each image by least squares, and the sum of squares that is left."""
-    basis, rows, left = basis_for(bare, stack), [], 0.0
-    inside = stack.inside.flatten()
-    for batch in image_batches(len(stack), batch_size, stack.images.device):
-        part = bare.images(batch)
+    basis, inside = basis_for(bare, stack), stack.inside.flatten()
+
+    def of_images(rows: Tensor) -> tuple[Tensor, Tensor]:
+        part = bare.images(rows)
         signal = signal_of(part, lay_out(part, stack))
         columns = (
             torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2)[..., inside].double()
         )
-        images = stack.images[batch].double().flatten(1)[:, inside, None]
+        images = stack.images[rows].double().flatten(1)[:, inside, None]
         found = torch.linalg.lstsq(columns @ columns.mT, columns @ images).solution
-        rows.append(found[..., 0])
-        left += float((images - columns.mT @ found).square().sum())
-    return torch.cat(rows), left
+        return found[..., 0], (images - columns.mT @ found).square().sum((1, 2))
+
+    found, left = map_over(of_images, image_batches(len(stack), batch_size, stack.images.device))
+    return found, float(left.sum())
 
 
 def step(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSettings) -> SpotState:
@@ -338,25 +340,24 @@ def prior_merit(offset: Tensor, precision: Tensor) -> float:
 
 def image_likelihoods(parameters: SpotParameters, stack: ImageStack, noise: CountNoise, batch_size: int) -> Tensor:
     """(m,) nats of each image."""
-    found = []
-    for rows in image_batches(len(parameters.scales), batch_size, parameters.scales.device):
-        found.append(log_likelihood(compared(parameters, stack, rows), noise.images(rows)))
-    return torch.cat(found)
+    batches = image_batches(len(parameters.scales), batch_size, parameters.scales.device)
+    return map_over(lambda rows: (log_likelihood(compared(parameters, stack, rows), noise.images(rows)),), batches)[0]
 
 
 def gained(here: SpotParameters, there: SpotParameters, stack: ImageStack, noise: CountNoise, batch_size: int) -> float:
     """Nats that the images gain from here to there, with the variance of here where the model is not exact."""
-    total = 0.0
-    for rows in image_batches(len(here.scales), batch_size, here.scales.device):
+    inexact = float(noise.misfit.max()) > 0
+
+    def of_images(rows: Tensor) -> tuple[Tensor]:
         old, new = (compared(p, stack, rows) for p in (here, there))
         part = noise.images(rows)
-        if float(noise.misfit.max()) > 0:
-            weight = old.inside / part.variance(old.expected, old.signal)
-            squares = [(model.images - model.expected).square() for model in (old, new)]
-            total += float((squares[0] - squares[1]).mul(weight).double().sum()) / 2
-        else:
-            total += float((log_likelihood(new, part) - log_likelihood(old, part)).sum())
-    return total
+        if not inexact:
+            return ((log_likelihood(new, part) - log_likelihood(old, part)).sum(),)
+        weight = old.inside / part.variance(old.expected, old.signal)
+        squares = [(model.images - model.expected).square() for model in (old, new)]
+        return ((squares[0] - squares[1]).mul(weight).double().sum() / 2,)
+
+    return float(sum_over(of_images, image_batches(len(here.scales), batch_size, here.scales.device))[0])
 
 
 def limited(change: Shared, here: SpotParameters, pixel_size: float) -> Shared:

@@ -48,6 +48,12 @@ def require_one_process(command: str) -> None:
         raise InputError(f"{command} runs in one process, expected a start without torchrun")
 
 
+def tell(line: str) -> None:
+    """Print a line; only the first process does."""
+    if is_first_process():
+        print(line)
+
+
 class Clock:
     """CPU time (of processes that have ended below this one, too) and wall time since it was made."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.cli.program import Parser, choose_device, set_threads
 from common.cli.progress import ProgressObserver
-from common.cli.runs import Clock, keep_inputs, summarise
+from common.cli.runs import Clock, keep_inputs, summarise, tell
 from common.cli.settings import add_settings, read_settings
 from common.io import ParticleFile, check_stack, read_particles, sha256
 from common.io.checkpoint import is_first_process
@@ -109,7 +109,7 @@ def run_work(
         )
         with folder:
             if folder.is_complete:
-                _tell(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
+                tell(f"{out}: this run has ended ({folder.status}); --overwrite begins anew")
                 summarise(folder, notes=folder.record.get("notes", ()))
                 return 0
             progress = ProgressObserver()
@@ -126,8 +126,3 @@ def run_work(
                 write(folder, particles, result, extra_warnings=warnings, seconds=seconds)
                 summarise(folder, notes=folder.record.get("notes", ()))
     return 0
-
-
-def _tell(line: str) -> None:
-    if is_first_process():
-        print(line)

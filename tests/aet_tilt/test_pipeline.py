@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +147,16 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(
     assert result_of(tmp_path / "run") == result_of(run)
 
 
+def test_two_processes_write_every_byte_that_one_writes(tilts: Path, run: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "aet_tilt"]
+    command = [*launch, "reconstruct", str(tilts), "--element", "Au", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished: ") == 1
+    assert result_of(tmp_path / "run") == result_of(run)
+
+
 def test_a_finished_run_is_left_as_it_is(tilts: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = result_of(run)
     command = ["reconstruct", str(tilts), "--out", str(run)]
@@ -177,5 +190,5 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     own = ["analyse", str(tmp_path / "atoms.xyz"), "--out", str(tmp_path)]
     assert "write over its input atoms.xyz" in refused(own, capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "without torchrun" in refused(["reconstruct", str(tilts), *new], capsys)
+    assert "without torchrun" in refused(["simulate", *new], capsys)
     assert not (tmp_path / "new" / "atoms.xyz").exists()
