@@ -140,7 +140,7 @@ def propose(
     """
     behind = mixture.behind.nonzero()[:, 0]
     if len(behind) >= max(pipeline.LEAST_IMAGES, _NEW_SHARE * len(mixture.posterior)):
-        few = replace(settings, starts=replace(settings.starts, most=max(4, settings.starts.agreeing)))
+        few = replace(settings, starts=replace(settings.starts, most=max(5, settings.starts.agreeing)))
         kinds = max(2, (settings.classes or 2) - len(mixture.models))
         found = find_structure(seen, behind, few, under("unexplained", observers), kinds=kinds)
         if found is not None:

@@ -26,20 +26,24 @@ class ConsensusSettings:
     """How many starts are made, and when they agree.
 
     most : starts at most; no more are made once enough of them agree.
-    narrow : of these, starts that look at the strongest rings alone, as the first ones do; those after them look at
-        finer rings too and take their time.
+    quick : the first starts, cooled quickly, which is enough for strong images; those after them take their time.
+    narrow : starts that look at the strongest rings alone, as the first ones do; those after them look at finer rings
+        too.
     agreeing : starts that must agree, the likeliest among them.
     same_atoms : fraction of atoms within 0.5 angstrom, up to rotation and hand, from which two starts agree.
     """
 
     most: int = 10
-    narrow: int = 5
+    quick: int = 3
+    narrow: int = 6
     agreeing: int = 2
     same_atoms: float = 0.7
 
     def __post_init__(self) -> None:
         if self.narrow < 0:
             raise InputError(f"{self.narrow} starts look at the strongest rings alone, expected 0 or more")
+        if self.quick < 0:
+            raise InputError(f"{self.quick} starts are quick, expected 0 or more")
         if not 1 <= self.agreeing <= self.most:
             raise InputError(
                 f"{self.agreeing} of at most {self.most} starts must agree, expected 1 <= agreeing <= most"
@@ -86,11 +90,14 @@ def agree(
     settings: ConsensusSettings,
     *,
     seed: int,
+    patient: SearchSettings | None = None,
     before: int = 0,
     symmetry: Tensor | None = None,
     observers: Sequence[Observer] = (),
 ) -> Consensus:
     """Start from random maps until enough starts agree with the likeliest.
+
+    patient : how the starts after the quick ones search; as these when None.
 
     Two starts that share nothing but the images find the same structure only where the images hold it: so agreement,
     not the likelihood of a single start, is what decides. ``before`` starts were made in another band: the likelihoods
@@ -104,7 +111,8 @@ def agree(
         number = len(starts)
         name = f"search/start-{before + number + 1}"
         own_seed = seed * 1000 + before + number
-        state = search(images, grid, search_settings, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
+        how = search_settings if patient is None or number < settings.quick else patient
+        state = search(images, grid, how, seed=own_seed, name=name, symmetry=symmetry, observers=observers)
         found = assign(state, images, grid, search_settings, seed=own_seed, rows=sample)
         starts.append(
             Start(state, found.poses, float(found.log_likelihood.mean()), traced(volume_of(state, grid), tracing))

@@ -29,7 +29,7 @@ from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
 from common.rotations import point_group
-from spr.ab_initio import SearchSettings, prepare, scheduled
+from spr.ab_initio import SearchSettings, patient, prepare, scheduled
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
 from spr.multislice_check import check_by_multislice, check_can_run
@@ -240,8 +240,9 @@ def with_focal_spread(stack: ImageStack, focal_spread: float) -> ImageStack:
 def find_map(seen: Seen, settings: Settings, observers: Sequence[Observer]) -> tuple[RingImages, SearchGrid, Consensus]:
     """Search from random starts until enough of them agree.
 
-    The first starts look at the strongest rings, which is quick and enough for small clusters; where they disagree,
-    the others look at nearly all of the signal: of larger particles many wrong maps explain the strongest rings well.
+    The first starts look at the strongest rings and cool quickly, which is enough for strong images of small clusters.
+    Where they disagree, others cool slowly, as weak images need it; then others look at nearly all of the signal: of
+    larger particles many wrong maps explain the strongest rings well.
     """
     given = bool(settings.search.coarsest and settings.search.finest)
     most, narrow = settings.starts.most, settings.starts.narrow
@@ -249,13 +250,15 @@ def find_map(seen: Seen, settings: Settings, observers: Sequence[Observer]) -> t
     before = 0
     for wide, count in [stage for stage in stages if stage[1]]:
         rings, grid = find_band(seen, settings, wide=wide)
+        schedule = scheduled(settings.search, rings, wide=wide)
         starts = agree(
             rings,
             grid,
-            scheduled(settings.search, rings, wide=wide),
+            schedule,
             settings.tracing_of_element(),
             replace(settings.starts, most=max(count, settings.starts.agreeing)),
             seed=settings.seed,
+            patient=None if wide or settings.search.iterations else patient(schedule),
             before=before,
             symmetry=symmetry_of(settings),
             observers=observers,

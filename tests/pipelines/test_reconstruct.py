@@ -10,13 +10,14 @@ import torch
 from ase import Atoms
 
 from common.atoms.comparison import compare
+from common.atoms.tracing import TracingSettings
 from common.data import ImageStack, InputError
 from common.iteration import State
 from common.rotations import geodesic_distance
 from common.simulation import SimulatedData, simulate_images
-from spr.ab_initio import SearchSettings
-from spr.consensus import ConsensusSettings
-from spr.pipeline import Settings, reconstruct
+from spr.ab_initio import SearchSettings, patient
+from spr.consensus import ConsensusSettings, agree
+from spr.pipeline import Settings, find_band, look_at, reconstruct
 from spr.refinement import RefineSettings
 from spr.result import Reconstruction
 
@@ -148,6 +149,15 @@ def test_starts_that_disagree_are_followed_by_starts_in_a_wider_band(data: Simul
     assert list(dict.fromkeys(names)) == [f"search/start-{k}" for k in (1, 2, 3, 4)]
     assert found.metrics["starts"] == 4
     assert "nor 2 starts that looked at the strongest rings alone" in found.warnings[0]
+
+
+def test_starts_after_the_quick_ones_take_their_time(data: SimulatedData) -> None:
+    rings, grid = find_band(look_at(data.stack, SETTINGS), SETTINGS)
+    hasty = SearchSettings(iterations=2, images_per_iteration=80)
+    never = ConsensusSettings(most=3, quick=1, same_atoms=1.1)
+    found = agree(rings, grid, hasty, TracingSettings(), never, seed=0, patient=patient(hasty))
+    assert [one.state.iteration for one in found.starts] == [2, 6, 6]
+    assert patient(hasty).images_per_iteration == 40
 
 
 def test_band_that_is_given_is_the_only_one(data: SimulatedData) -> None:
