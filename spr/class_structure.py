@@ -71,33 +71,41 @@ def find_structure(
 
 def find_start(seen: Seen, settings: pipeline.Settings, observers: Sequence[Observer], *, kinds: int) -> _Start:
     """A refined map: of all images where two starts agree on one in the strongest rings; else of the images of one
-    class, where two starts for several maps agree on it; else what `spr.pipeline.find_map` finds."""
-    every = torch.arange(len(seen.fitted), device=seen.fitted.device)
+    class, where two starts for several maps agree on it; else what `spr.pipeline.find_map` finds in a wider band."""
     starts = settings.starts
-    quick = kinds > 1 and 0 < starts.narrow < starts.most
-    first = replace(settings, starts=replace(starts, most=max(starts.narrow, starts.agreeing))) if quick else settings
-    rings, grid, one = pipeline.find_map(seen, first, observers)
+    wide = max(starts.most - starts.narrow, starts.agreeing) if kinds > 1 and 0 < starts.narrow < starts.most else 0
+    narrow = replace(starts, most=max(starts.narrow, starts.agreeing)) if wide else starts
+    rings, grid, one = pipeline.find_map(seen, replace(settings, starts=narrow), observers)
     if not one.reached and kinds > 1:
-        several = agree_on_one(
-            *pipeline.find_band(seen, settings),
-            settings.search,
-            settings.tracing_of_element(),
-            replace(starts, most=max(_CLASS_STARTS, starts.agreeing)),
-            kinds,
-            seed=settings.seed,
-            symmetry=pipeline.symmetry_of(settings),
-            observers=observers,
-        )
-        if several is not None and len(several.rows) >= pipeline.LEAST_IMAGES:
-            part = replace(seen, fitted=seen.fitted[several.rows])
-            refined = pipeline.refine_from(
-                several.values, several.poses, part, *pipeline.find_band(part, settings), settings, observers
-            )
-            return _Start(refined, several.rows, True)
-    if not one.reached and quick:
-        rest = replace(starts, most=max(starts.most - starts.narrow, starts.agreeing), narrow=0)
-        rings, grid, one = pipeline.find_map(seen, replace(settings, starts=rest), under("wide", observers))
+        several = find_one_of_several(seen, settings, observers, kinds)
+        if several is not None:
+            return several
+    if not one.reached and wide:
+        rest = replace(settings, starts=replace(starts, most=wide, narrow=0))
+        rings, grid, one = pipeline.find_map(seen, rest, under("wide", observers))
+    every = torch.arange(len(seen.fitted), device=seen.fitted.device)
     return _Start(pipeline.refine_poses(seen, rings, grid, one, settings, observers), every, one.reached)
+
+
+def find_one_of_several(
+    seen: Seen, settings: pipeline.Settings, observers: Sequence[Observer], kinds: int
+) -> _Start | None:
+    """The refined map of one of several kinds of particle; None where no two starts agree on one."""
+    found = agree_on_one(
+        *pipeline.find_band(seen, settings),
+        settings.search,
+        settings.tracing_of_element(),
+        replace(settings.starts, most=max(_CLASS_STARTS, settings.starts.agreeing)),
+        kinds,
+        seed=settings.seed,
+        symmetry=pipeline.symmetry_of(settings),
+        observers=observers,
+    )
+    if found is None or len(found.rows) < pipeline.LEAST_IMAGES:
+        return None
+    part = replace(seen, fitted=seen.fitted[found.rows])
+    band = pipeline.find_band(part, settings)
+    return _Start(pipeline.refine_from(found.values, found.poses, part, *band, settings, observers), found.rows, True)
 
 
 def everywhere(seen: Seen, mixture: Mixture | None, found: FoundStructure, settings: pipeline.Settings) -> AtomicModel:

@@ -26,16 +26,16 @@ class ConsensusSettings:
     """How many starts are made, and when they agree.
 
     most : starts at most; no more are made once enough of them agree.
-    quick : the first starts, cooled quickly, which is enough for strong images; those after them take their time.
-    narrow : starts that look at the strongest rings alone, as the first ones do; those after them look at finer rings
-        too.
+    quick : of weak images, the first starts, which cool as those of strong ones do; those after them take their time.
+    narrow : of strong images, starts that look at the strongest rings alone, as the first ones do; those after them
+        look at finer rings too and take their time.
     agreeing : starts that must agree, the likeliest among them.
     same_atoms : fraction of atoms within 0.5 angstrom, up to rotation and hand, from which two starts agree.
     """
 
     most: int = 10
-    quick: int = 3
-    narrow: int = 6
+    quick: int = 2
+    narrow: int = 5
     agreeing: int = 2
     same_atoms: float = 0.7
 

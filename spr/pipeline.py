@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from ase import Atoms
@@ -29,7 +30,7 @@ from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from common.noise import contrast_sign, extent_and_noise, whiten
 from common.rotations import point_group
-from spr.ab_initio import SearchSettings, patient, prepare, scheduled
+from spr.ab_initio import SearchSettings, patient, prepare, scheduled, slowness
 from spr.consensus import Consensus, ConsensusSettings, agree
 from spr.model_parts import merged, select_images
 from spr.multislice_check import check_by_multislice, check_can_run
@@ -39,6 +40,7 @@ from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
 from spr.ring_sampling import SearchGrid, sample_rings
 
 LEAST_IMAGES = 20
+_WEAK = 0.8  # slowness of images (220 nats each) from which starts that disagree are followed by patient ones
 _CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found
 _BEHIND = -1.5  # standard deviations; an image that its pose explains so much worse than most ...
 _NAMED = 0.98  # mean posterior of the images' operations, from which a near symmetry leaves no doubt about poses
@@ -241,32 +243,27 @@ def find_map(seen: Seen, settings: Settings, observers: Sequence[Observer]) -> t
     """Search from random starts until enough of them agree.
 
     The first starts look at the strongest rings and cool quickly, which is enough for strong images of small clusters.
-    Where they disagree, others cool slowly, as weak images need it; then others look at nearly all of the signal: of
-    larger particles many wrong maps explain the strongest rings well.
+    Where they disagree, the others take their time: on weak images they cool slowly; of larger particles, whose images
+    are strong, many wrong maps explain the strongest rings well, so that they look at nearly all of the signal.
     """
-    given = bool(settings.search.coarsest and settings.search.finest)
-    most, narrow = settings.starts.most, settings.starts.narrow
-    stages = [(False, most)] if given or narrow >= most else [(False, narrow), (True, most - narrow)]
-    before = 0
-    for wide, count in [stage for stage in stages if stage[1]]:
-        rings, grid = find_band(seen, settings, wide=wide)
-        schedule = scheduled(settings.search, rings, wide=wide)
-        starts = agree(
-            rings,
-            grid,
-            schedule,
-            settings.tracing_of_element(),
-            replace(settings.starts, most=max(count, settings.starts.agreeing)),
-            seed=settings.seed,
-            patient=None if wide or settings.search.iterations else patient(schedule),
-            before=before,
-            symmetry=symmetry_of(settings),
-            observers=observers,
-        )
-        if starts.reached:
-            break
-        before += len(starts.starts)
-    return rings, grid, starts
+    rings, grid = find_band(seen, settings)
+    schedule = scheduled(settings.search, rings)
+    most, narrow = settings.starts.most, min(settings.starts.narrow, settings.starts.most)
+    weak = narrow > 0 and slowness(rings) > _WEAK
+    if weak or (settings.search.coarsest and settings.search.finest):
+        narrow = most
+    tracing, symmetry = settings.tracing_of_element(), symmetry_of(settings)
+    agree_on = partial(agree, tracing=tracing, seed=settings.seed, symmetry=symmetry, observers=observers)
+    if narrow:
+        patiently = patient(schedule) if weak and not settings.search.iterations else None
+        few = replace(settings.starts, most=max(narrow, settings.starts.agreeing))
+        starts = agree_on(rings, grid, schedule, settings=few, patient=patiently)
+        if starts.reached or narrow == most:
+            return rings, grid, starts
+    rings, grid = find_band(seen, settings, wide=True)
+    few = replace(settings.starts, most=max(most - narrow, settings.starts.agreeing))
+    before = len(starts.starts) if narrow else 0
+    return rings, grid, agree_on(rings, grid, scheduled(settings.search, rings, wide=True), settings=few, before=before)
 
 
 def symmetry_of(settings: Settings) -> Tensor | None:
