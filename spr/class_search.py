@@ -3,13 +3,14 @@ over pose and class at once.
 
 One map of two kinds of particle belongs to neither. Each map starts from random values of its own, every image's
 posterior is spread over the views of all maps, and what begins as a small advantage of one map for some of the images
-grows as the temperature falls.
+grows as the temperature falls. A `SearchState` holds here the maps of K classes, values (K, d, d, d).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from ase import Atoms
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from common.atoms.tracing import TracingSettings
 from common.data import Poses, Volume
-from common.iteration import Observer, State, run
+from common.iteration import Observer, run
 from spr.ab_initio import Assignment, SearchSettings, SearchState, assign, next_maps, scheduled, start
 from spr.consensus import SAMPLE, ConsensusSettings, shared_atoms, traced
 from spr.orientation_search import RingImages
@@ -26,39 +27,29 @@ from spr.ring_sampling import SearchGrid
 _SLOWER = 2  # times the iterations for one map: at 1, none of four starts told two clusters apart; at 2, three of three
 
 
-@dataclass(frozen=True)
-class ClassSearchState(State):
-    """values : (K, d, d, d) the maps. shifts, best, temperature : as in `spr.ab_initio.SearchState`."""
-
-    values: Tensor
-    shifts: Tensor
-    best: float
-    temperature: float
-
-
 def start_classes(
     images: RingImages, grid: SearchGrid, settings: SearchSettings, count: int, *, seed: int
-) -> ClassSearchState:
+) -> SearchState:
     """``count`` maps of random values, each with the power that the images have."""
     firsts = [start(images, grid, settings, seed=seed + 1000003 * k) for k in range(count)]
-    return ClassSearchState(0, False, torch.stack([first.values for first in firsts]), images.centres, 0.0, 0.0)
+    return replace(firsts[0], values=torch.stack([first.values for first in firsts]))
 
 
 def step_classes(
-    state: ClassSearchState,
+    state: SearchState,
     images: RingImages,
     grid: SearchGrid,
     settings: SearchSettings,
     *,
     seed: int,
     symmetry: Tensor | None = None,
-) -> ClassSearchState:
+) -> SearchState:
     """One iteration: a random few images, all orientations of all maps, the next maps."""
     values, shifts, best, temperature = next_maps(
         state.values.unbind(), state.shifts, state.iteration, images, grid, settings, seed=seed, symmetry=symmetry
     )
     done = state.iteration + 1 == settings.iterations
-    return ClassSearchState(state.iteration + 1, done, torch.stack(values), shifts, best, temperature)
+    return SearchState(state.iteration + 1, done, torch.stack(values), shifts, best, temperature)
 
 
 def search_classes(
@@ -71,7 +62,7 @@ def search_classes(
     name: str = "search",
     symmetry: Tensor | None = None,
     observers: Sequence[Observer] = (),
-) -> ClassSearchState:
+) -> SearchState:
     """Search for ``count`` maps, each with as many images an iteration as `search` has for one, in more iterations."""
     settings = scheduled(settings, images)
     settings = replace(
@@ -96,7 +87,7 @@ class FoundMap:
 class ClassStart:
     """What one start came to. log_likelihood : nats per image, mean over a sample. atoms : of each map."""
 
-    state: ClassSearchState
+    state: SearchState
     log_likelihood: float
     atoms: tuple[Atoms, ...]
 
@@ -141,7 +132,7 @@ def agree_on_one(
 
 
 def assign_classes(
-    state: ClassSearchState,
+    state: SearchState,
     images: RingImages,
     grid: SearchGrid,
     settings: SearchSettings,
@@ -149,17 +140,8 @@ def assign_classes(
     rows: Tensor | None = None,
 ) -> tuple[Assignment, ...]:
     """Every image's best pose against each of the maps; parameters as for `spr.ab_initio.assign`."""
-    return tuple(
-        assign(
-            SearchState(state.iteration, True, values, state.shifts, state.best, state.temperature),
-            images,
-            grid,
-            settings,
-            seed=seed,
-            rows=rows,
-        )
-        for values in state.values
-    )
+    one = partial(assign, images=images, grid=grid, settings=settings, seed=seed, rows=rows)
+    return tuple(one(replace(state, values=values)) for values in state.values)
 
 
 def most_alike(made: Sequence[ClassStart]) -> tuple[float, tuple[tuple[int, int], tuple[int, int]]]:

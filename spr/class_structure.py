@@ -10,15 +10,14 @@ from torch import Tensor
 
 from common.atoms.model import AtomicModel
 from common.atoms.pose_search import search_poses
-from common.atoms.refinement import refine_model
 from common.atoms.tracing import find_atoms
-from common.atoms.validation import unknown_poses, with_robust_weights
+from common.atoms.validation import unknown_poses
 from common.data import InputError
-from common.iteration import Observer, run_stage, under
+from common.iteration import Observer, under
 from spr import pipeline
 from spr.class_search import agree_on_one
 from spr.mixture import Mixture, poses_by_own
-from spr.model_parts import merged
+from spr.model_parts import all_but, merged
 from spr.refinement import RefinedMap
 from spr.result import Seen
 
@@ -62,10 +61,7 @@ def find_structure(
     if len(traced.atoms) < _LEAST_ATOMS:
         return None
     rough = pipeline.fit_atoms(part, traced.atoms, refined, settings, observers)
-    model = run_stage("atoms/poses", lambda: pipeline.search_doubtful(part, rough, refined, settings), observers)
-    model, _ = with_robust_weights(model)
-    stack, _, noise = part.part(part.fitted)
-    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
+    model = pipeline.refine_together(part, rough, refined, settings, observers)
     return FoundStructure(model, rows, start.agreed)
 
 
@@ -110,8 +106,7 @@ def find_one_of_several(
 
 def everywhere(seen: Seen, mixture: Mixture | None, found: FoundStructure, settings: pipeline.Settings) -> AtomicModel:
     """The structure with all other fitted images, their poses searched; near those they have in ``mixture`` too."""
-    m = len(seen.fitted)
-    rest = torch.ones(m, dtype=torch.bool, device=found.rows.device).index_fill(0, found.rows, False).nonzero()[:, 0]
+    rest = all_but(found.rows, len(seen.fitted))
     if not len(rest):
         return found.model
     if mixture is None:
@@ -119,6 +114,5 @@ def everywhere(seen: Seen, mixture: Mixture | None, found: FoundStructure, setti
     else:
         poses = poses_by_own(mixture, found.model, rest, mixture.classes[rest])
     stack, _, noise = seen.part(seen.fitted[rest])
-    return merged(
-        found.model, found.rows, search_poses(stack, noise, found.model, settings.pose_search, poses=poses), rest
-    )
+    searched = search_poses(stack, noise, found.model, settings.pose_search, poses=poses)
+    return merged(found.model, found.rows, searched, rest)

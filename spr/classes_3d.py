@@ -34,7 +34,7 @@ from spr.mixture import (
     mixture_of,
     settle,
 )
-from spr.model_parts import merged, select_images
+from spr.model_parts import all_but, merged, select_images
 from spr.refinement import map_of_poses
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
 
@@ -196,7 +196,7 @@ def unseen_likelihood(model: AtomicModel, stack: ImageStack, noise: NoiseModel, 
 
 def merged_poses(model: AtomicModel, rows: Tensor, parent: AtomicModel) -> AtomicModel:
     """The atoms of ``model`` with its own poses for the images ``rows`` and the parent's for all others."""
-    rest = torch.ones_like(parent.weights, dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
+    rest = all_but(rows, len(parent.weights))
     return merged(model, rows, held_by(model, select_images(parent, rest)), rest) if len(rest) else model
 
 

@@ -20,7 +20,7 @@ from common.atoms.validation import with_robust_weights
 from common.data import ImageStack, Poses
 from common.iteration import Observer, run_stage
 from common.noise import NoiseModel
-from spr.model_parts import merged, select_images
+from spr.model_parts import all_but, merged, select_images
 
 _SHARE = 0.05  # of an image, below which a class does without it
 _LOW_GAIN = 0.6  # of the likelihood to be expected, below which an image's pose is searched again
@@ -126,7 +126,7 @@ def search_again(
     if not len(rows):
         return model
     found = search_poses(stack[rows], noise[rows], model, settings, poses=poses)
-    keep = torch.ones(len(stack), dtype=torch.bool, device=rows.device).index_fill(0, rows, False).nonzero()[:, 0]
+    keep = all_but(rows, len(stack))
     better = found.log_likelihood > model.log_likelihood[rows]
     old = select_images(model, rows[~better])
     kept = merged(select_images(model, keep), keep.argsort().argsort(), old, len(keep) + torch.arange(len(old.weights)))

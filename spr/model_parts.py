@@ -21,6 +21,11 @@ def select_images(model: AtomicModel, rows: Tensor) -> AtomicModel:
     return replace(model, parameters=replace(model.parameters, **own), **scores)
 
 
+def all_but(rows: Tensor, count: int) -> Tensor:
+    """Those of 0 .. count - 1 that are not among ``rows``, in order."""
+    return torch.ones(count, dtype=torch.bool, device=rows.device).index_fill(0, rows, False).nonzero()[:, 0]
+
+
 def merged(first: AtomicModel, rows: Tensor, second: AtomicModel, other_rows: Tensor) -> AtomicModel:
     """The atoms of ``first`` with the images of both.
 

@@ -329,12 +329,18 @@ def fit_atoms(
 def improve(
     seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
 ) -> tuple[AtomicModel, AtomicModel | None]:
-    """Doubtful poses searched again with the atoms, then everything refined together; returns as `finish`."""
+    """`refine_together`, then everything in `finish`, which says what is returned."""
+    return finish(seen, refine_together(seen, rough, refined, settings, observers), settings, observers)
+
+
+def refine_together(
+    seen: Seen, rough: AtomicModel, refined: RefinedMap, settings: Settings, observers: Sequence[Observer]
+) -> AtomicModel:
+    """Doubtful poses searched again with the atoms, then atoms and all poses refined together."""
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/poses", lambda: search_doubtful(seen, rough, refined, settings), observers)
     model, _ = with_robust_weights(model)
-    model = refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
-    return finish(seen, model, settings, observers)
+    return refine_model(stack, noise, model, settings.atoms, observers=observers, name="atoms/together")
 
 
 def finish(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
-import shlex
 import signal
 import sys
 
 from common.cli.program import Parser, run_program
-from common.cli.runs import require_one_process
+from common.cli.runs import how_to_resume, require_one_process
 from common.cli.settings import nearest
 from common.data import InputError
 from common.io.run_record import package_version
@@ -43,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a batch system's notice is taken like Ctrl-C: save, say how to go on, leave
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_program("aet-tilt", lambda: _dispatch(given), to_resume=lambda: _how_to_resume(given))
+    return run_program("aet-tilt", lambda: _dispatch(given), to_resume=lambda: how_to_resume("aet-tilt", given, RUNS))
 
 
 def _dispatch(given: list[str]) -> int:
@@ -63,11 +61,3 @@ def _dispatch(given: list[str]) -> int:
     parser = Parser(prog=f"aet-tilt {name}", description=COMMANDS[name][1])
     module.add_arguments(parser, name)
     return module.run(parser.parse_all(given[1:]), name)
-
-
-def _how_to_resume(given: list[str]) -> str:
-    if not given or given[0] not in RUNS:
-        return ""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return "The same torchrun command goes on from here."
-    return f"To go on from here: aet-tilt {shlex.join(word for word in given if word != '--overwrite')}"

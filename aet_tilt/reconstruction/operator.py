@@ -120,17 +120,16 @@ class TiltOperator:
 
     def project(self, values: Tensor) -> Tensor:
         """(n, d, d) from (d, d, d)."""
-        images = map_over(lambda rows: (self._project_rows(_block(values, rows)),), row_blocks(values.shape[1]), dim=1)[
-            0
-        ]
+        blocks = row_blocks(values.shape[1])
+        (images,) = map_over(lambda rows: (self._project_rows(_block(values, rows)),), blocks, dim=1)
         return self._shift_y(images, self.along_y)
 
     def backproject(self, images: Tensor) -> Tensor:
         """(d, d, d) from (n, d, d)."""
         moved = self._shift_y(images, self.along_y.conj())
-        return map_over(lambda rows: (self._backproject_rows(_block(moved, rows)),), row_blocks(moved.shape[1]), dim=1)[
-            0
-        ]
+        blocks = row_blocks(moved.shape[1])
+        (values,) = map_over(lambda rows: (self._backproject_rows(_block(moved, rows)),), blocks, dim=1)
+        return values
 
     def subset(self, index: Tensor) -> TiltOperator:
         """The same for some of the poses."""

@@ -28,6 +28,7 @@ from common.atoms.spot_image import (
 )
 from common.atoms.spot_rendering import Patches, correlate_spots, render_spots, spot_information
 from common.data import ImageStack
+from common.iteration import step_generator
 from common.parallel import map_over, own_parts, sum_over
 
 
@@ -207,13 +208,13 @@ def image_slope(system: Linearised, factors: Tensor | None = None) -> Shared:
 
 def noise_slope(system: Linearised, generator: torch.Generator) -> Shared:
     """The gradient that images of noise alone would have, drawn with the variances of the model."""
-    # one seed a batch, so that a process need not draw what others work on
-    m, device = int(system.rows[-1][-1]) + 1, generator.device
-    seeds = torch.randint(2**62, (m,), generator=generator, device=device)
+    # each batch has numbers of its own, so that a process need not draw what others work on
+    device = generator.device
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
 
     def of_images(rows: Tensor) -> Shared:
         batch = system.batch(rows)
-        own = torch.Generator(device).manual_seed(int(seeds[rows[0]]))
+        own = step_generator(seed, int(rows[0]), device)
         drawn = torch.randn(batch.weight.shape, generator=own, device=device, dtype=batch.weight.dtype)
         drawn = drawn / batch.weight.sqrt().clamp(min=1e-18)  # none comes from where nothing was measured
         return _across(batch, system, _reduced(batch, drawn))

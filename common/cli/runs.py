@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,19 @@ def keep_inputs(out: Path, files: Iterable[Path]) -> None:
             raise InputError(f"{out}: the run would write over its input {file.name}; choose another folder with --out")
 
 
+def how_to_resume(program: str, given: Sequence[str], resuming: Sequence[str]) -> str:
+    """What to tell who stopped ``program`` with the arguments ``given``; nothing for a command that does not resume."""
+    if not given or given[0] not in resuming:
+        return ""
+    if _processes_started() > 1:
+        return "The same torchrun command goes on from here."
+    return f"To go on from here: {program} {shlex.join(word for word in given if word != '--overwrite')}"
+
+
+def _processes_started() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def require_one_process(command: str) -> None:
     """Refuse a start under torchrun.
 
@@ -44,7 +58,7 @@ def require_one_process(command: str) -> None:
     ------
     InputError : there is more than one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _processes_started() > 1:
         raise InputError(f"{command} runs in one process, expected a start without torchrun")
 
 

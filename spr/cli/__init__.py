@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
-import shlex
 import signal
 import sys
 
 from common.cli.program import Parser, run_program
+from common.cli.runs import how_to_resume
 from common.cli.settings import nearest
 from common.data import InputError
 from common.io.run_record import package_version
@@ -28,6 +27,7 @@ COMMANDS = {
     "info": ("info", "what a file holds, what would be done with it, time and memory it would take"),
     "doctor": ("info", "check the installation: versions, device, memory, disk, extras"),
 }
+RUNS = ("reconstruct", "abinitio", "refine", "refine-atoms", "classify", "movie")  # commands that resume
 USAGE = """usage: spr COMMAND ... [--help] [--version]
 
 From electron-microscope images of identical nanoparticles in unknown orientations to their atoms.
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a batch system's notice is taken like Ctrl-C: save, say how to go on, leave
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_program("spr", lambda: _dispatch(given), to_resume=lambda: _how_to_resume(given))
+    return run_program("spr", lambda: _dispatch(given), to_resume=lambda: how_to_resume("spr", given, RUNS))
 
 
 def _dispatch(given: list[str]) -> int:
@@ -64,12 +64,3 @@ def _dispatch(given: list[str]) -> int:
     parser = Parser(prog=f"spr {name}", description=COMMANDS[name][1])
     module.add_arguments(parser, name)
     return module.run(parser.parse_all(given[1:]), name)
-
-
-def _how_to_resume(given: list[str]) -> str:
-    if not given or given[0] not in ("reconstruct", "abinitio", "refine", "refine-atoms", "classify", "movie"):
-        return ""
-    again = [word for word in given if word != "--overwrite"]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return "The same torchrun command goes on from here."
-    return f"To go on from here: spr {shlex.join(again)}"
