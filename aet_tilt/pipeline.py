@@ -113,9 +113,9 @@ def reconstruct_film(clean: Preprocessed, settings: Settings, observers: Sequenc
         )
     made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
     atoms = trace_film(made, settings.elements, settings.tracing, settings.film)
-    r1 = run_stage("held-out", lambda: film_held_out_r1(made, settings.held_out_every), observers)
+    errors = run_stage("held-out", lambda: film_held_out_r1(made, settings.held_out_every), observers)
     sigma = 100 * math.sqrt(3) * float(atoms.arrays["position_sigma"].mean())
-    numbers = {"position_sigma_pm": sigma, "held_out_r1": r1}
+    numbers = {"position_sigma_pm": sigma, **errors}
     result = conclude(clean, clean, settings, maps=made.maps)
     return with_structure(result, atoms, settings.elements, settings.analysis, numbers)
 

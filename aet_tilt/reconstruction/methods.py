@@ -127,6 +127,18 @@ def held_out_scores(problem: Problem, method: Method, settings: ReconstructionSe
     ------
     InputError : too few images to leave any out.
     """
+    left_out, predicted = predict_left_out(problem, method, settings)
+    error = float((predicted - left_out.images).square().sum() / left_out.images.square().sum())
+    return error, r_factor(predicted, left_out.images)
+
+
+def predict_left_out(problem: Problem, method: Method, settings: ReconstructionSettings) -> tuple[Problem, Tensor]:
+    """The problem of the images left out, and these images as the volume of the others predicts them.
+
+    Raises
+    ------
+    InputError : too few images to leave any out.
+    """
     n = len(problem.operator)
     out = held_out(n, settings.held_out_every).to(problem.images.device)
     if not len(out) or len(out) == n:
@@ -137,9 +149,7 @@ def held_out_scores(problem: Problem, method: Method, settings: ReconstructionSe
     kept[out] = False
     values = reconstruct_values(problem.subset(kept.nonzero().flatten()), method, settings, name="held-out")
     left_out = problem.subset(out)
-    predicted = left_out.operator.project(values)
-    error = float((predicted - left_out.images).square().sum() / left_out.images.square().sum())
-    return error, r_factor(predicted, left_out.images)
+    return left_out, left_out.operator.project(values)
 
 
 def held_out_r1(problem: Problem, method: Method, settings: ReconstructionSettings) -> float:

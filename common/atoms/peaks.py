@@ -1,4 +1,4 @@
-"""Atoms of a large map by its local maxima, each fitted on its own patch: 20,000 atoms in 300^3 voxels in seconds.
+"""Atoms of a large map by its local maxima, each placed by its own neighbours: 20,000 atoms in 300^3 voxels in seconds.
 
 Made for maps of tilt series, whose atoms differ in height and which are refined against the images afterwards; see
 `tracing` for maps of identical atoms, fitted all together.
@@ -29,7 +29,7 @@ class PeakSettings:
     """How maxima of a map become atoms.
 
     minimum_distance : angstrom, no two atoms are closer; 0: 0.7 x the shortest bond of the elements, or 1.9 angstrom.
-    smoothing : angstrom, rms of the Gaussian under which maxima are looked for; the fit sees the map as it is.
+    smoothing : angstrom, rms of the Gaussian under which maxima are looked for and placed.
     threshold : lowest height of an atom, of the height that the highest tenth reach; 0: where heights part in two.
     """
 
