@@ -231,7 +231,8 @@ def correct_volume(state: AlignmentState, data: AlignmentData, n_steps: int) -> 
     for _ in range(n_steps):
         model = project(Volume(values, 1.0), unit).images
         residual = (data.images - scales * model - offsets) * data.weights
-        change = backproject(ImageStack(_filtered(residual, data.filters), 1.0), unit).values
+        filtered = _filtered(residual, data.filters) * data.weights  # the same on both sides, or it need not converge
+        change = backproject(ImageStack(filtered, 1.0), unit).values
         values = (values + change * data.support).clamp(min=0)
     return values
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.data import InputError
-from common.io.files import require_file
+from common.io.files import atomic_write, require_file
 
 _SECTION = re.compile(r"\[(\w+)\s*=\s*(-?\d+)\]")
 _LARGEST_STRETCH = 0.1
@@ -122,3 +122,14 @@ def read_xf(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[str, ..
         notes = (f"{file.name}: stretches of up to {100 * float(worst.max()):.2g} % are left out, rotations are used",)
     centres = -torch.linalg.solve(matrices, moves[..., None])[..., 0]
     return (left @ right).mT, centres, notes
+
+
+def write_xf(path: str | os.PathLike[str], centres: Tensor) -> None:
+    """Write an .xf that moves images without turning them.
+
+    Parameters
+    ----------
+    centres : (n, 2), of what shall lie at the aligned image's centre, as :func:`read_xf` returns them.
+    """
+    with atomic_write(path, "w") as file:
+        file.writelines(f"{1:12.7f}{0:12.7f}{0:12.7f}{1:12.7f}{-x:12.3f}{-y:12.3f}\n" for x, y in centres.tolist())

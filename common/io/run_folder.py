@@ -43,6 +43,7 @@ OUTPUTS = (
     "particles.star",
     "aligned.mrc",
     "aligned.tlt",
+    "aligned.xf",
     "euler.txt",
     "multislice.csv",
     "class_averages.mrcs",

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.data import ImageStack, InputError, Poses
 from common.fourier import shift_images
 from common.io.files import require_file
-from common.io.imod import read_mdoc, read_xf
+from common.io.imod import read_mdoc, read_xf, write_xf
 from common.io.matlab import read_mat
 from common.io.microscopy import READERS, read_microscopy
 from common.io.mrc import map_sections, read_header, write_images
@@ -191,10 +191,14 @@ def _apply_transforms(file: Path, rotations: Tensor, shape: Sequence[int]) -> tu
         raise InputError(f"{file}: {len(turns)} lines for {shape[0]} images, expected one each")
     in_plane = torch.eye(3, dtype=torch.float64).repeat(len(turns), 1, 1)
     in_plane[:, :2, :2] = turns
-    # IMOD's centre lies between the middle pixels of an even image, ours on pixel n // 2
-    half = torch.tensor([0.5 * (n % 2 == 0) for n in (shape[2], shape[1])], dtype=torch.float64)
+    half = _before_origin(shape[2], shape[1])
     said = f"{file.name}: its rotations and shifts are taken into the poses; the images stay as measured"
     return in_plane @ rotations, centres - half, (said, *notes)
+
+
+def _before_origin(width: int, height: int) -> Tensor:
+    """(2,) pixels from IMOD's centre, between the middle pixels of an even image, to ours, pixel n // 2."""
+    return torch.tensor([0.5 * (n % 2 == 0) for n in (width, height)], dtype=torch.float64)
 
 
 def _square(name: str, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
@@ -278,17 +282,21 @@ def _published(file: Path, array: NDArray, n_angles: int | None) -> tuple[Tensor
 
 
 def write_aligned(folder: str | os.PathLike[str], stack: ImageStack, poses: Poses) -> tuple[Path, ...]:
-    """Write aligned.mrc (shifts undone), aligned.tlt and euler.txt (rotations) to an existing folder.
+    """Write aligned.mrc (shifts undone), aligned.tlt and euler.txt (rotations), aligned.xf (shifts) to a folder.
 
     Returns
     -------
-    The files. In-plane rotations are not undone: euler.txt states them, aligned.tlt only the tilts.
+    The files. In-plane rotations are not undone: euler.txt states them, aligned.tlt only the tilts. aligned.xf is
+    IMOD's transform of the raw images that puts the specimen's origin at their centre.
     """
     if len(stack) != len(poses):
         raise InputError(f"{len(poses)} poses for {len(stack)} images, expected one each")
     where = Path(folder)
-    files = where / "aligned.mrc", where / "aligned.tlt", where / "euler.txt"
-    write_images(files[0], shift_images(stack.images, -poses.shifts / stack.pixel_size), stack.pixel_size)
+    files = tuple(where / name for name in ("aligned.mrc", "aligned.tlt", "euler.txt", "aligned.xf"))
+    shifts = poses.shifts / stack.pixel_size
+    write_images(files[0], shift_images(stack.images, -shifts), stack.pixel_size)
     write_tilt_angles(files[1], tilt_angles_of(poses.rotations))
     write_euler(files[2], poses.rotations)
+    inside = stack.inside
+    write_xf(files[3], shifts.double() + _before_origin(int(inside.any(0).sum()), int(inside.any(1).sum())))
     return files

@@ -4,10 +4,20 @@ from typing import Any
 import pytest
 import torch
 
-from aet_tilt.alignment import AlignmentSettings, align, prepare, start, step
+from aet_tilt.alignment import (
+    AlignmentData,
+    AlignmentSettings,
+    AlignmentState,
+    align,
+    correct_volume,
+    prepare,
+    start,
+    step,
+)
 from aet_tilt.angle_refinement import pose_step, turned, without_common_translation
 from aet_tilt.common_line import axis_direction, find_tilt_axis
 from common.data import ImageStack, InputError, Poses, Volume
+from common.fourier import irfft2_origin, rfft2_origin
 from common.projection import project
 from common.rotations import geodesic_distance, random_rotations, rotation_from_vector
 
@@ -54,6 +64,28 @@ def test_reprojection_alone_finds_shifts_of_pixels(case: Any) -> None:
     assert _apart(case.nominal, case.true) > 1
     found = align(case.stack, case.nominal, replace(SETTINGS, start="given", max_iterations=20))
     assert _apart(found.poses, case.true) < 0.06
+
+
+def _error(values: torch.Tensor, state: AlignmentState, data: AlignmentData) -> float:
+    """The squared error that the corrections of the volume bring down."""
+    unit = Poses(state.poses.rotations, state.poses.shifts / data.pixel_size)
+    residual = (data.images - project(Volume(values, 1.0), unit).images) * data.weights
+    filtered = irfft2_origin(rfft2_origin(residual) * data.filters, residual.shape[-1])
+    return float((residual * filtered).sum())
+
+
+def test_corrections_of_the_volume_converge_on_images_that_no_volume_explains(case: Any) -> None:
+    """Noise and a level of its own in each image, with borders that were not measured: the error only falls."""
+    levels = 0.3 * torch.randn(len(case.stack), 1, 1, generator=torch.Generator().manual_seed(8))
+    data, starts = prepare(case.stack, case.nominal, SETTINGS)
+    data = replace(data, images=data.images + levels)
+    state = start(data, starts[0])
+    errors = []
+    for _ in range(6):
+        values = correct_volume(state, data, 15)
+        errors.append(_error(values, state, data))
+        state = replace(state, values=values)
+    assert errors == sorted(errors, reverse=True)
 
 
 def test_a_step_goes_on_where_another_stopped(case: Any) -> None:

@@ -34,6 +34,7 @@ def result_of(run: Path) -> dict[str, bytes]:
         "atoms.xyz",
         "atoms.cif",
         "aligned.tlt",
+        "aligned.xf",
         "euler.txt",
         "structure.json",
     )

@@ -143,6 +143,20 @@ def test_aligned_files_read_back(tmp_path: Path) -> None:
     torch.testing.assert_close(again, poses.rotations, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 15), (10, 16), (16, 11)])
+def test_the_transforms_of_a_run_give_the_raw_images_its_shifts(tmp_path: Path, height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    write_images(tmp_path / "raw.mrc", torch.rand(N, height, width, generator=generator), 0.5)
+    np.savetxt(tmp_path / "raw.tlt", ANGLES)
+    raw = read_tilt_series(tmp_path / "raw.mrc")
+    shifts = torch.randn(N, 2, generator=generator)
+    write_aligned(tmp_path, raw.stack, Poses(raw.poses.rotations, shifts))
+    (tmp_path / "aligned.xf").rename(tmp_path / "raw.xf")
+    again = read_tilt_series(tmp_path / "raw.mrc")
+    torch.testing.assert_close(again.poses.shifts, shifts, atol=3e-4, rtol=0)
+    torch.testing.assert_close(again.poses.rotations, raw.poses.rotations)
+
+
 @pytest.mark.parametrize(
     ("angles", "said"),
     [
