@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from aet_tilt.reconstruction.methods import (
     reconstruct_values,
 )
 from aet_tilt.reconstruction.problem import Problem, make_problem
-from common.data import Poses, Volume
+from common.data import ImageStack, InputError, Poses, Volume
 from common.fourier import crop_or_pad
 from common.iteration import Observer
 from common.resolution import FSC, fourier_shell_correlation
@@ -34,6 +34,14 @@ class Maps:
     reason: str
 
 
+def check_method(stack: ImageStack, method: MethodOrAuto) -> None:
+    """InputError for a method that takes images for projections where these have a focus."""
+    if stack.focus is not None and method in ("genfire", "est"):
+        raise InputError(
+            f"{method} takes images for projections, and images with a focus are none; use sieve or resire"
+        )
+
+
 def make_maps(
     clean: Preprocessed,
     poses: Poses,
@@ -45,10 +53,21 @@ def make_maps(
     images = for_reconstruction(clean)
     posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
     problem = find_support(make_problem(images, posed), settings)
+    if images.focus is not None:
+        chosen: Method = "sieve" if method == "auto" or method == "fbp" else method
+        return maps_of(problem, chosen, settings, f"{chosen}, with depth of field", observers)
     if method == "auto":
         choice = choose_method(problem, settings)
         return maps_of(problem, choice.method, choice.settings, choice.reason, observers)
     return maps_of(problem, method, settings, "as asked for", observers)
+
+
+def first_volume(clean: Preprocessed, poses: Poses, settings: ReconstructionSettings) -> Volume:
+    """A quick one, by filtered back-projection, which takes images for projections."""
+    images = replace(for_reconstruction(clean), focus=None)
+    posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
+    problem = find_support(make_problem(images, posed), settings)
+    return Volume(as_cube(reconstruct_values(problem, "fbp", settings)), images.pixel_size)
 
 
 def maps_of(

@@ -12,7 +12,8 @@ from ase.data import atomic_numbers
 
 from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
 from aet_tilt.film import FilmSettings, film_held_out_r1, map_film, trace_film
-from aet_tilt.maps import Maps, make_maps
+from aet_tilt.focus import FocusSettings, FoundFocus, find_focus
+from aet_tilt.maps import Maps, check_method, first_volume, make_maps
 from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, preprocess
 from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
 from aet_tilt.result import Fitted, Reconstruction, with_atoms, with_structure
@@ -46,6 +47,7 @@ class Settings:
     alignment : of the images.
     reconstruction : of the volume.
     film : of a specimen that goes on past the images' borders.
+    focus : of a through-focal series.
     tracing : of atoms in the volume.
     count : when an atom is real.
     atoms : atoms and poses against the counts.
@@ -61,6 +63,7 @@ class Settings:
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
     film: FilmSettings = field(default_factory=FilmSettings)
+    focus: FocusSettings = field(default_factory=FocusSettings)
     tracing: PeakSettings = field(default_factory=PeakSettings)
     count: SpotCountSettings = field(default_factory=SpotCountSettings)
     atoms: SpotSettings = field(default_factory=SpotSettings)
@@ -94,10 +97,12 @@ def reconstruct(
     InputError : the images cannot be used; one line.
     """
     check_can_verify(settings.elements, settings.verification)
+    check_method(stack, settings.method)
     clean = preprocess(stack, poses, settings.preprocessing)
     if not clean.isolated:
         return reconstruct_film(clean, settings, observers)
     aligned = align_images(clean, settings, observers)
+    clean = with_focus(clean, aligned.poses, settings, observers)
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
     traced = find_peaks(maps.volume, settings.elements, settings.tracing)
     fitted = fit_atoms(clean.stack, aligned.poses, traced, settings, observers)
@@ -140,11 +145,13 @@ def reconstruct_volume(
     observers: Sequence[Observer] = (),
 ) -> Reconstruction:
     """Alignment and volume, without atoms. Parameters and errors as for `reconstruct`."""
+    check_method(stack, settings.method)
     clean = preprocess(stack, poses, settings.preprocessing)
     aligned = align_images(clean, settings, observers)
     if not clean.isolated:
         made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
         return conclude(clean, aligned, settings, maps=made.maps)
+    clean = with_focus(clean, aligned.poses, settings, observers)
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
     return conclude(clean, aligned, settings, maps=maps)
 
@@ -163,7 +170,7 @@ def refine_atoms(
     poses : right to a pixel and a few degrees; they are not aligned before.
     """
     check_can_verify(settings.elements, settings.verification)
-    clean = preprocess(stack, poses, settings.preprocessing)
+    clean = with_focus(preprocess(stack, poses, settings.preprocessing), poses, settings, observers, atoms=atoms)
     result = conclude(clean, clean, settings, fitted=fit_atoms(clean.stack, clean.poses, atoms, settings, observers))
     return verify(result, clean.poses, settings, observers)
 
@@ -176,6 +183,24 @@ def align_images(
     if not (settings.align and clean.isolated):
         return clean
     return align(clean.stack, clean.poses, settings.alignment, observers=observers)
+
+
+def with_focus(
+    clean: Preprocessed, poses: Poses, settings: Settings, observers: Sequence[Observer], *, atoms: Atoms | None = None
+) -> Preprocessed:
+    """A through-focal series with its foci in the specimen's frame, found with atoms from a first volume or as given;
+    any other series as it is."""
+    if clean.stack.focus is None:
+        return clean
+
+    def find() -> FoundFocus:
+        known = atoms
+        if known is None:
+            known = find_peaks(first_volume(clean, poses, settings.reconstruction), settings.elements, settings.tracing)
+        return find_focus(clean.stack, poses, known, settings.focus, settings.atoms)
+
+    found = run_stage("focus", find, observers)
+    return replace(clean, stack=replace(clean.stack, focus=found.focus), notes=(*clean.notes, found.note))
 
 
 def fit_atoms(

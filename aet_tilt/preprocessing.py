@@ -13,7 +13,7 @@ from torch import Tensor
 from aet_tilt.found_mask import find_particle, smooth_images
 from aet_tilt.noise_gain import estimate_gain
 from aet_tilt.scan_distortion import correct_scan, registered
-from common.data import ImageStack, InputError, Poses
+from common.data import Focus, ImageStack, InputError, Poses
 from common.fourier import shift_images
 from common.rotations import geodesic_distance
 
@@ -81,7 +81,7 @@ def preprocess(
 
     Raises
     ------
-    InputError : the numbers of images and poses differ.
+    InputError : the numbers of images and poses differ, or a film has foci.
     """
     settings = settings or PreprocessingSettings()
     if len(stack) != len(poses):
@@ -99,17 +99,20 @@ def preprocess(
             notes.append(f"{count} hot or dead pixels are replaced by the median of their neighbours")
     frames = torch.arange(len(stack))
     if settings.average_repeats:
-        frames = same_views(poses)
+        frames = same_views(poses, stack.focus)
         if int(frames.max()) + 1 < len(frames):
             images, poses, jitter = average_frames(
                 images, poses, frames, scan_angles=settings.scan_angles, correct=settings.correct_scan
             )
-            notes.append(f"{len(frames)} frames are averaged to {len(images)} images, one for each angle")
+            view = "angle" if stack.focus is None else "angle and focus"
+            notes.append(f"{len(frames)} frames are averaged to {len(images)} images, one for each {view}")
             if settings.correct_scan:
                 notes.append(
                     f"their drift within a frame is undone, and a jitter of {jitter:.2f} pixels of their lines"
                 )
     found = find_particle(images, measured=stack.measured)
+    if stack.focus is not None and not bool(found.isolated.any()):
+        raise InputError("foci are given, and depth of field needs an isolated particle, not a film; leave them out")
     dose = torch.ones(len(images), dtype=images.dtype, device=images.device)
     if not bool(found.isolated.all()):
         notes.append(
@@ -124,8 +127,10 @@ def preprocess(
         if bool((dose <= 0).any()):
             dose = torch.ones_like(dose)
             notes.append("an image has no more in it than its background: doses are not normalised")
+    firsts = [int((frames == view).nonzero()[0]) for view in range(int(frames.max()) + 1)]
+    focus = None if stack.focus is None else stack.focus[torch.tensor(firsts)]
     return Preprocessed(
-        replace(stack, images=images),
+        replace(stack, images=images, focus=focus),
         poses,
         found.background,
         dose,
@@ -156,13 +161,15 @@ def without_hot_pixels(images: Tensor, gain: float, read_noise: float) -> tuple[
     return torch.where(bad, middle, images), int(bad.sum())
 
 
-def same_views(poses: Poses) -> Tensor:
-    """(n,) numbers from 0 in order of appearance; equal for frames within a thousandth of a degree."""
+def same_views(poses: Poses, focus: Focus | None = None) -> Tensor:
+    """(n,) numbers from 0 in order of appearance; equal for frames of one focus within a thousandth of a degree."""
     numbers: list[int] = []
     firsts: list[int] = []
     for k, rotation in enumerate(poses.rotations.double()):
         if firsts:
             away = geodesic_distance(rotation, poses.rotations[firsts].double())
+            if focus is not None:
+                away = torch.where(focus.heights[firsts] == focus.heights[k], away, math.inf)
             if float(away.min()) < _SAME_VIEW:
                 numbers.append(int(away.argmin()))
                 continue

@@ -60,6 +60,8 @@ def simulate_rows(
     here = state.parameters.images(rows)
     placed = here.positions @ here.rotations.mT
     views = placed + torch.nn.functional.pad(here.shifts, (0, 1))[:, None]
+    if here.focus is not None:  # the probe is focused on z = 0
+        views = views - torch.nn.functional.pad(here.focus.heights[:, None], (2, 0))[:, None]
     return adf_images(
         atoms.get_chemical_symbols(),
         views,

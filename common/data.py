@@ -94,6 +94,30 @@ class Optics:
 
 
 @dataclass(frozen=True)
+class Focus:
+    """Where images of a converged probe are sharp, so that atoms above and below look wider.
+
+    heights : (n,) angstrom along the beam, as the view's z, from the specimen's origin.
+    opening : rms width of the probe per angstrom from there, >= 0; 0 while it is not known.
+    """
+
+    heights: Tensor
+    opening: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_shape("the focus", self.heights, (None,))
+        _check_finite("the focus", self.heights)
+        if not (math.isfinite(self.opening) and self.opening >= 0):
+            raise InputError(f"the opening is {self.opening}, expected a number >= 0")
+
+    def __getitem__(self, index: Tensor) -> Focus:
+        return replace(self, heights=self.heights[index])
+
+    def to(self, device: torch.device | str) -> Focus:
+        return replace(self, heights=self.heights.to(device))
+
+
+@dataclass(frozen=True)
 class ImageStack:
     """Measured images.
 
@@ -101,12 +125,14 @@ class ImageStack:
     pixel_size : angstrom.
     optics : one row per image, or None when the images are plain projections (no contrast transfer).
     measured : (d, d) bool, False where images were padded and nothing was measured; None: all was.
+    focus : of images that are sharp at one depth only; None: at all.
     """
 
     images: Tensor
     pixel_size: float
     optics: Optics | None = None
     measured: Tensor | None = None
+    focus: Focus | None = None
 
     def __post_init__(self) -> None:
         _check_shape("the image stack", self.images, (None, None, None))
@@ -117,6 +143,8 @@ class ImageStack:
         _check_length("the pixel size", self.pixel_size)
         if self.optics is not None and self.optics.defocus.shape[0] != len(self):
             raise InputError(f"{self.optics.defocus.shape[0]} rows of optics for {len(self)} images, expected one each")
+        if self.focus is not None and len(self.focus.heights) != len(self):
+            raise InputError(f"{len(self.focus.heights)} focus heights for {len(self)} images, expected one each")
         if self.measured is not None:
             _check_shape("the mask of measured pixels", self.measured, self.images.shape[1:])
 
@@ -124,8 +152,10 @@ class ImageStack:
         return self.images.shape[0]
 
     def __getitem__(self, index: Tensor) -> ImageStack:
-        """The images at ``index`` (a tensor of integers or booleans), with their optics."""
-        return replace(self, images=self.images[index], optics=None if self.optics is None else self.optics[index])
+        """The images at ``index`` (a tensor of integers or booleans), with their optics and focus."""
+        optics = None if self.optics is None else self.optics[index]
+        focus = None if self.focus is None else self.focus[index]
+        return replace(self, images=self.images[index], optics=optics, focus=focus)
 
     @property
     def box_size(self) -> int:
@@ -141,7 +171,8 @@ class ImageStack:
     def to(self, device: torch.device | str) -> ImageStack:
         optics = None if self.optics is None else self.optics.to(device)
         measured = None if self.measured is None else self.measured.to(device)
-        return replace(self, images=self.images.to(device), optics=optics, measured=measured)
+        focus = None if self.focus is None else self.focus.to(device)
+        return replace(self, images=self.images.to(device), optics=optics, measured=measured, focus=focus)
 
 
 @dataclass(frozen=True)

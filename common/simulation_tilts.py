@@ -9,7 +9,7 @@ import ase
 import torch
 from torch import Tensor
 
-from common.data import ImageStack, InputError, Poses
+from common.data import Focus, ImageStack, InputError, Poses
 from common.scattering import projected_atoms
 
 
@@ -20,6 +20,7 @@ class AnnularImaging:
     brightest : counts expected in the brightest pixel of the series, > 0. background : counts in every pixel, >= 0.
     probe_sigma : angstrom, > 0, standard deviation of the probe. b_factor : angstrom^2, >= 0, of all atoms.
     exponent : brightness goes as the atomic number to this power.
+    opening : rms width of the probe per angstrom off its focus, >= 0; 0: sharp at all depths.
     """
 
     brightest: float = 200.0
@@ -27,6 +28,7 @@ class AnnularImaging:
     probe_sigma: float = 0.4
     b_factor: float = 0.6
     exponent: float = 1.7
+    opening: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -34,6 +36,7 @@ class AnnularImaging:
             ("background", self.background, 0.0),
             ("probe sigma", self.probe_sigma, 1e-6),
             ("B factor", self.b_factor, 0.0),
+            ("opening", self.opening, 0.0),
         ):
             if not least <= value < math.inf:
                 raise InputError(f"the {name} is {value}, expected a number of at least {least:g}")
@@ -53,9 +56,17 @@ class SimulatedTilts:
 
 
 def project_atoms(
-    atoms: ase.Atoms, poses: Poses, *, box_size: int, pixel_size: float, imaging: AnnularImaging
+    atoms: ase.Atoms,
+    poses: Poses,
+    *,
+    box_size: int,
+    pixel_size: float,
+    imaging: AnnularImaging,
+    foci: Tensor | None = None,
 ) -> Tensor:
     """Incoherent images (n, d, d) of atoms without noise; an atom's integral is Z^exponent, times square angstrom.
+
+    foci : (n,) angstrom, the view's z where each image is sharp; 0 when None.
 
     Raises
     ------
@@ -66,14 +77,18 @@ def project_atoms(
     heights = torch.as_tensor(atoms.numbers, dtype=torch.float64)[:, None] ** imaging.exponent
     width = math.sqrt(imaging.probe_sigma**2 + imaging.b_factor / (8 * math.pi**2))
     positions = torch.as_tensor(atoms.positions, dtype=torch.float64)
-    sigmas = torch.full_like(heights, width)
     rotations, shifts = poses.rotations.double(), poses.shifts.double()
+    sharp = torch.zeros(len(poses), dtype=torch.float64) if foci is None else foci.double()
     return torch.stack(
         [
             projected_atoms(
-                positions @ rotation[:2].T + shift, heights, sigmas, box_size=box_size, pixel_size=pixel_size
+                positions @ rotation[:2].T + shift,
+                heights,
+                torch.hypot(torch.full_like(heights, width), imaging.opening * (positions @ rotation[2:].T - focus)),
+                box_size=box_size,
+                pixel_size=pixel_size,
             )
-            for rotation, shift in zip(rotations, shifts, strict=True)
+            for rotation, shift, focus in zip(rotations, shifts, sharp, strict=True)
         ]
     )
 
@@ -95,6 +110,7 @@ def simulate_tilts(
     imaging: AnnularImaging | None = None,
     shift_sigma: float = 0.0,
     angle_sigma: float = 0.0,
+    foci: tuple[float, ...] = (),
     noise: bool = True,
     generator: torch.Generator,
 ) -> SimulatedTilts:
@@ -107,6 +123,7 @@ def simulate_tilts(
     box_size : pixels, >= 8. pixel_size : angstrom, > 0.
     shift_sigma : angstrom, >= 0, rms of the specimen's place on each axis.
     angle_sigma : degrees, >= 0, rms by which a tilt is off.
+    foci : angstrom; every tilt is taken at each of them in turn, a through-focal series.
     noise : draw counts; else what is expected.
 
     Raises
@@ -125,13 +142,22 @@ def simulate_tilts(
             f"an atom stands {radius:.1f} A from the origin, expected at most half the box, "
             f"{box_size * pixel_size / 2:.1f} A: give a larger box"
         )
-    angles, n = tilt_angles.double(), len(tilt_angles)
+    angles = tilt_angles.double().repeat_interleave(max(1, len(foci)))
+    n, focus = len(angles), Focus(torch.tensor(foci).repeat(len(tilt_angles))) if foci else None
     off, places = (
         torch.randn(size, generator=generator, dtype=torch.float64, device=generator.device).cpu()
         for size in ((n,), (n, 2))
     )
     true = Poses(Poses.from_tilt_angles(angles + angle_sigma * off).rotations, shift_sigma * places)
-    clean = project_atoms(atoms, true, box_size=box_size, pixel_size=pixel_size, imaging=imaging)
+    clean = project_atoms(
+        atoms,
+        true,
+        box_size=box_size,
+        pixel_size=pixel_size,
+        imaging=imaging,
+        foci=None if focus is None else focus.heights,
+    )
     expected = clean * (imaging.brightest / float(clean.max())) + imaging.background
     counts = torch.poisson(expected.to(generator.device), generator=generator).cpu() if noise else expected
-    return SimulatedTilts(ImageStack(counts.float(), pixel_size), Poses.from_tilt_angles(angles), true, atoms)
+    stack = ImageStack(counts.float(), pixel_size, focus=focus)
+    return SimulatedTilts(stack, Poses.from_tilt_angles(angles), true, atoms)

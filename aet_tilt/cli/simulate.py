@@ -16,11 +16,11 @@ from common.data import InputError
 from common.io import atomic_write, read_xyz, write_images, write_xyz
 from common.io.checkpoint import make_folder
 from common.io.files import write_csv
-from common.io.tilt_angles import write_euler, write_tilt_angles
+from common.io.tilt_angles import tilt_angles_of, write_euler, write_tilt_angles
 from common.simulation_tilts import AnnularImaging, box_of, simulate_tilts
 from common.specimens import twinned_crystal
 
-OUTPUTS = ("tilts.mrc", "tilts.tlt", "truth.xyz", "truth_euler.txt", "truth_shifts.csv", "simulation.json")
+OUTPUTS = ("tilts.mrc", "tilts.tlt", "foci.txt", "truth.xyz", "truth_euler.txt", "truth_shifts.csv", "simulation.json")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class SimulationSettings:
     pixel_size : angstrom.
     shift_sigma : angstrom, rms of the particle's place on each axis.
     angle_sigma : degrees, rms by which a tilt is off from what the file says.
+    foci : angstrom along the beam; every tilt is taken at each of them in turn (with --imaging.opening).
     noise : draw counts; else what is expected.
     imaging : how atoms become counts.
     seed : of all randomness.
@@ -50,6 +51,7 @@ class SimulationSettings:
     pixel_size: float = 0.4
     shift_sigma: float = 0.3
     angle_sigma: float = 0.0
+    foci: tuple[float, ...] = ()
     noise: bool = True
     imaging: AnnularImaging = field(default_factory=AnnularImaging)
     seed: int = 1
@@ -92,12 +94,16 @@ def run(arguments: argparse.Namespace, name: str) -> int:
         imaging=settings.imaging,
         shift_sigma=shift_sigma,
         angle_sigma=settings.angle_sigma,
+        foci=settings.foci,
         noise=settings.noise,
         generator=generator,
     )
     make_folder(out)
     write_images(out / "tilts.mrc", data.stack.images, data.stack.pixel_size)
-    write_tilt_angles(out / "tilts.tlt", angles)
+    write_tilt_angles(out / "tilts.tlt", tilt_angles_of(data.nominal.rotations))
+    if data.stack.focus is not None:
+        with atomic_write(out / "foci.txt", "w") as file:
+            file.writelines(f"{focus:.3f}\n" for focus in data.stack.focus.heights.tolist())
     write_xyz(out / "truth.xyz", data.atoms)
     write_euler(out / "truth_euler.txt", data.poses.rotations)
     shifts = [(k, f"{x:.6f}", f"{y:.6f}") for k, (x, y) in enumerate(data.poses.shifts.tolist(), start=1)]

@@ -32,12 +32,14 @@ class InputSettings:
     pixel_size : angstrom; wins over the file.
     tilt_axis : degrees from y to the tilt axis.
     tilt_sign : 1 or -1, multiplied onto the angles.
+    focus : file of the focus of each image, angstrom, one a line: a through-focal series.
     """
 
     angles: str | None = None
     pixel_size: float | None = None
     tilt_axis: float | None = None
     tilt_sign: int | None = None
+    focus: str | None = None
 
 
 Compute = Callable[[TiltFile, Settings, Sequence[Observer]], Reconstruction]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -62,16 +63,16 @@ def level(stack: ImageStack, poses: Poses) -> tuple[ImageStack, Poses]:
     """Images and poses with the tilt axis along y, where in-plane turns alone keep it from there.
 
     Poses ``Rz(a) Ry(b)`` with a in -45 .. 45 degrees become ``Ry(b)``, and the images are turned by -a; any others, and
-    their images, are given back as they are.
+    images measured in part, are given back as they are.
     """
     axis = poses.rotations[:, :, 1]
     angles = torch.rad2deg(torch.atan2(-axis[:, 0], axis[:, 1]))
     in_plane = float(axis[:, 2].abs().amax()) <= _IN_PLANE and float(angles.abs().amax()) <= _MOST
-    if not in_plane or float(axis[:, 0].abs().amax()) <= _IN_PLANE:
+    if stack.measured is not None or not in_plane or float(axis[:, 0].abs().amax()) <= _IN_PLANE:
         return stack, poses
     cosine, sine = axis[:, 1], -axis[:, 0]
     zero, one = torch.zeros_like(cosine), torch.ones_like(cosine)
     back = torch.stack((cosine, sine, zero, -sine, cosine, zero, zero, zero, one), -1).view(-1, 3, 3)
     rotations = back @ poses.rotations
     shifts = (back[:, :2, :2] @ poses.shifts[..., None])[..., 0]
-    return ImageStack(turn_images(stack.images, -angles), stack.pixel_size), Poses(rotations, shifts)
+    return replace(stack, images=turn_images(stack.images, -angles)), Poses(rotations, shifts)

@@ -121,49 +121,66 @@ class TiltOperator:
     def project(self, values: Tensor) -> Tensor:
         """(n, d, d) from (d, d, d)."""
         blocks = row_blocks(values.shape[1])
-        (images,) = map_over(lambda rows: (self._project_rows(_block(values, rows)),), blocks, dim=1)
-        return self._shift_y(images, self.along_y)
+        (images,) = map_over(lambda rows: (self._project_rows(block_of(values, rows)),), blocks, dim=1)
+        return self.shift_y(images, self.along_y)
 
     def backproject(self, images: Tensor) -> Tensor:
         """(d, d, d) from (n, d, d)."""
-        moved = self._shift_y(images, self.along_y.conj())
+        moved = self.shift_y(images, self.along_y.conj())
         blocks = row_blocks(moved.shape[1])
-        (values,) = map_over(lambda rows: (self._backproject_rows(_block(moved, rows)),), blocks, dim=1)
+        (values,) = map_over(lambda rows: (self._backproject_rows(block_of(moved, rows)),), blocks, dim=1)
         return values
 
     def subset(self, index: Tensor) -> TiltOperator:
         """The same for some of the poses."""
         return tilt_operator(self.poses[index], self.box_size, self.pixel_size)
 
-    def _shift_y(self, images: Tensor, phases: Tensor) -> Tensor:
+    def shift_y(self, images: Tensor, phases: Tensor) -> Tensor:
+        """Images (n, d, d) times the phases (n, d // 2 + 1) along y."""
         if not bool((self.poses.shifts[:, 1] != 0).any()):
             return images
         return torch.fft.irfft(torch.fft.rfft(images, dim=1) * phases[:, :, None], n=self.box_size, dim=1)
 
     def _project_rows(self, slab: Tensor) -> Tensor:
         """(n, r, d) from r slices (d, r, d)."""
-        d, m, size = self.box_size, self.grid_size, self.padded_size
+        return self.rows_of(self.sample(slab))
+
+    def _backproject_rows(self, slab: Tensor) -> Tensor:
+        """(d, r, d) from r rows (n, r, d)."""
+        return self.spread(self.spectra_of(slab))
+
+    def sample(self, slab: Tensor) -> Tensor:
+        """The transforms (n, k, r) of r slices (d, r, d) at the samples of every image."""
+        m = self.grid_size
         slices = slab.transpose(1, 2) / (self.window[:, None, None] * self.window[:, None])
         grid = torch.fft.rfft(_place(slices, m, 1), dim=1)
         grid = torch.fft.fft(_place(grid, m, 0), dim=0).flatten(0, 1)
         real = self.gather.apply(grid.real.contiguous(), self.gather.weights)
         imaginary = self.gather.apply(grid.imag.contiguous(), self.gather_imaginary)
-        samples = torch.complex(real, imaginary).view(len(self), -1, slab.shape[1]) * self.along_x[:, :, None]
-        images = torch.fft.irfft(samples, n=size, dim=1)
-        return self.pixel_size * _take(images, d, 1).transpose(1, 2)
+        return torch.complex(real, imaginary).view(len(self), -1, slab.shape[1])
 
-    def _backproject_rows(self, slab: Tensor) -> Tensor:
-        """(d, r, d) from r rows (n, r, d)."""
-        d, m, size = self.box_size, self.grid_size, self.padded_size
-        samples = torch.fft.rfft(_place(slab.transpose(1, 2), size, 1), dim=1)[:, : self.along_x.shape[1]]
-        twice = rfft_multiplicity(size, dtype=slab.dtype, device=slab.device)[: samples.shape[1], None]
-        samples = (samples * self.along_x.conj()[:, :, None] * (twice / size)).flatten(0, 1)
+    def rows_of(self, samples: Tensor) -> Tensor:
+        """Rows (n, r, d) of the images from their spectra (n, k, r)."""
+        rows = torch.fft.irfft(samples * self.along_x[:, :, None], n=self.padded_size, dim=1)
+        return self.pixel_size * _take(rows, self.box_size, 1).transpose(1, 2)
+
+    def spectra_of(self, rows: Tensor) -> Tensor:
+        """The adjoint of `rows_of`, but for the pixel size."""
+        size = self.padded_size
+        samples = torch.fft.rfft(_place(rows.transpose(1, 2), size, 1), dim=1)[:, : self.along_x.shape[1]]
+        twice = rfft_multiplicity(size, dtype=rows.dtype, device=rows.device)[: samples.shape[1], None]
+        return samples * self.along_x.conj()[:, :, None] * (twice / size)
+
+    def spread(self, samples: Tensor) -> Tensor:
+        """The adjoint of `sample`, times the pixel size."""
+        d, m = self.box_size, self.grid_size
+        samples = samples.flatten(0, 1)
         real = self.scatter.apply(samples.real.contiguous(), self.scatter.weights)
         imaginary = self.scatter.apply(samples.imag.contiguous(), self.scatter_imaginary)
         grid = torch.complex(real, imaginary).view(m, m // 2 + 1, -1)
         grid = _take(torch.fft.ifft(grid, dim=0, norm="forward"), d, 0)
         # irfft counts every column twice but those that are their own mates; the adjoint counts each once
-        grid = grid / rfft_multiplicity(m, dtype=slab.dtype, device=slab.device)[:, None]
+        grid = grid / rfft_multiplicity(m, dtype=real.dtype, device=real.device)[:, None]
         slices = _take(torch.fft.irfft(grid, n=m, dim=1, norm="forward"), d, 1)
         slices = slices * (self.pixel_size / (self.window[:, None, None] * self.window[:, None]))
         return slices.transpose(1, 2)
@@ -210,7 +227,8 @@ class WindowedOperator:
         return replace(self, operator=self.operator.subset(index))
 
 
-def _block(values: Tensor, rows: Tensor) -> Tensor:
+def block_of(values: Tensor, rows: Tensor) -> Tensor:
+    """Consecutive rows (d, r, d) of a volume."""
     return values.narrow(1, int(rows[0]), len(rows))
 
 
@@ -256,17 +274,21 @@ def _primes(first: int, last: int) -> list[int]:
     return [p for p in range(first, last + 1) if all(p % q for q in range(2, math.isqrt(p) + 1))]
 
 
-def tilt_operator(poses: Poses, box_size: int, pixel_size: float) -> TiltOperator:
-    """The slice-wise operator for poses about the y axis; :func:`make_operator` checks that they are."""
-    device, dtype, n = poses.rotations.device, poses.rotations.dtype, len(poses)
+def tilt_operator(poses: Poses, box_size: int, pixel_size: float, depths: tuple[float, ...] = (0.0,)) -> TiltOperator:
+    """The slice-wise operator for poses about the y axis; :func:`make_operator` checks that they are.
+
+    depths : frequencies along the beam, cycles per pixel, at which an image is sampled in turn; 0 alone projects.
+    """
+    device, dtype = poses.rotations.device, poses.rotations.dtype
     # the projection of the box's diagonal must not wrap round
     size, m = fast_size(math.sqrt(2) * box_size + 4), fast_size(2 * box_size)
     k = torch.arange(size // 2, dtype=torch.float64, device=device)
     turn = poses.rotations.double()
-    cosine, sine = turn[:, 0, 0], turn[:, 0, 2]
+    beam = m * torch.tensor(depths, dtype=torch.float64, device=device)[:, None]
+    u, w = (turn[:, None, 0, i, None] * k * (m / size) + turn[:, None, 2, i, None] * beam for i in (0, 2))
     # a real slice has F(-k) = conj F(k), so each sample is taken where k_x >= 0
-    conjugate = torch.where(cosine < 0, -1.0, 1.0)
-    u, w = ((conjugate * part)[:, None] * k * (m / size) for part in (cosine, sine))
+    conjugate = torch.where(u < 0, -1.0, 1.0).flatten(1)
+    u, w = (conjugate * part.flatten(1) for part in (u, w))
     step = torch.arange(_TAPS, device=device)
     first_u, first_w = (torch.floor(part).long() - _TAPS // 2 + 1 for part in (u, w))
     at_u, at_w = first_u[..., None] + step, first_w[..., None] + step
@@ -276,8 +298,8 @@ def tilt_operator(poses: Poses, box_size: int, pixel_size: float) -> TiltOperato
     column = torch.where(column > m // 2, m - column, column)
     index = (row * (m // 2 + 1) + column).flatten()
     real = weights.flatten().to(dtype)
-    imaginary = (weights * mate * conjugate[:, None, None, None]).flatten().to(dtype)
-    points = torch.arange(n * len(k), device=device)
+    imaginary = (weights * mate * conjugate[..., None, None]).flatten().to(dtype)
+    points = torch.arange(u.numel(), device=device)
     gather = SparseRows(index, points * _TAPS**2, real)
     order = index.sort(stable=True).indices
     counts = torch.bincount(index, minlength=m * (m // 2 + 1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from aet_tilt.reconstruction.depth_of_field import focused_operator
 from aet_tilt.reconstruction.levelling import level
 from aet_tilt.reconstruction.operator import Operator, TiltOperator, WindowedOperator, make_operator
 from common.data import ImageStack, InputError, Poses
@@ -68,11 +69,18 @@ def make_problem(stack: ImageStack, poses: Poses, support: Tensor | None = None)
         )
     if len(poses):
         stack, poses = level(stack, poses)
-    operator, support = make_operator(poses, d, stack.pixel_size), support.to(stack.images)
+    operator, support = operator_of(stack, poses), support.to(stack.images)
     if stack.measured is None:
         return Problem(operator, stack.images, support)
     window = stack.measured.to(stack.images)
     return Problem(WindowedOperator(operator, window), stack.images * window, support)
+
+
+def operator_of(stack: ImageStack, poses: Poses) -> Operator:
+    """The projector of a stack: with depth of field where the stack's is known."""
+    if stack.focus is None or stack.focus.opening == 0:
+        return make_operator(poses, stack.box_size, stack.pixel_size)
+    return focused_operator(poses, stack.box_size, stack.pixel_size, stack.focus)
 
 
 def r_factor(predicted: Tensor, measured: Tensor) -> float:

@@ -27,6 +27,7 @@ from common.data import InputError
 from common.iteration import Observer, run
 
 Family = Literal["art", "sart", "sirt", "cgls"]
+_SAME_ANGLE = 1e-3  # degrees
 _SETS = 3  # rays this many pixels apart do not overlap: a set of them is one Kaczmarz step for each of its rays
 
 
@@ -161,18 +162,18 @@ def tilt_angles(rotations: Tensor) -> Tensor:
 def angular_weights(angles: Tensor) -> Tensor:
     """The part of the half turn that each angle (n,), degrees, stands for: half the way to both neighbours, radian.
 
-    A missing wedge is not filled: the images at its sides stand for no more than usual there.
+    A missing wedge is not filled: the images at its sides stand for no more than usual there. Images of one angle share
+    its part.
     """
-    n = len(angles)
-    if n == 1:
-        return angles.new_full((1,), math.pi)
-    sorted_angles, order = (angles.double() % 180).sort()
-    gaps = torch.cat((sorted_angles[1:], sorted_angles[:1] + 180)) - sorted_angles
+    rounded = (angles.double() / _SAME_ANGLE).round() * _SAME_ANGLE
+    different, which, count = (rounded % 180).unique(return_inverse=True, return_counts=True)
+    if len(different) == 1:
+        return angles.new_full((len(angles),), math.pi / len(angles))
+    gaps = torch.cat((different[1:], different[:1] + 180)) - different
     usual = gaps.median()
     gaps = torch.where(gaps > 2.5 * usual, usual, gaps)
-    weights = torch.empty_like(gaps)
-    weights[order] = torch.deg2rad((gaps + gaps.roll(1)) / 2)
-    return weights.to(angles)
+    weights = torch.deg2rad((gaps + gaps.roll(1)) / 2) / count
+    return weights[which].to(angles)
 
 
 def filtered_back_projection(problem: Problem) -> Tensor:

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from common.atoms.peaks import apart, bond_length
-from common.atoms.spot_image import EIGHT_PI2, compared, image_batches
+from common.atoms.spot_image import EIGHT_PI2, SpotParameters, compared, image_batches
 from common.atoms.spot_normal import atom_information
 from common.atoms.spots import SpotSettings, SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
@@ -85,7 +85,7 @@ def settle_count(
         if real.all() and not len(found):
             break
         atoms = _changed(atoms, state, real, found)
-        again = replace(state.parameters, **_shared_of(atoms, state, real, len(found)))
+        again = _with_atoms(atoms, state, real, len(found))
         state = refine_spots(
             stack, poses, atoms, quick, first=again, begun=state, observers=observers, name=f"{name}/{number}"
         )
@@ -195,12 +195,13 @@ def _changed(atoms: Atoms, state: SpotState, real: NDArray[np.bool_], found: Flo
     return Atoms([*symbols[real], *[usual] * len(found)], positions=np.concatenate((kept, found)))
 
 
-def _shared_of(atoms: Atoms, state: SpotState, real: NDArray[np.bool_], added: int) -> dict[str, Tensor]:
+def _with_atoms(atoms: Atoms, state: SpotState, real: NDArray[np.bool_], added: int) -> SpotParameters:
     old = state.parameters
     kept = torch.from_numpy(real).to(old.heights.device)
     ones = old.heights.new_ones(added)
-    return {
-        "positions": torch.as_tensor(atoms.positions).to(old.positions),
-        "heights": torch.cat((old.heights[kept], old.heights[kept].median() * ones)),
-        "b_factors": torch.cat((old.b_factors[kept], old.b_factors[kept].median() * ones)),
-    }
+    return replace(
+        old,
+        positions=torch.as_tensor(atoms.positions).to(old.positions),
+        heights=torch.cat((old.heights[kept], old.heights[kept].median() * ones)),
+        b_factors=torch.cat((old.b_factors[kept], old.b_factors[kept].median() * ones)),
+    )

@@ -1,8 +1,9 @@
 """The image model of incoherent imaging: each image is a background plus a scale times a sum of Gaussian atoms.
 
 ``expected = background + scale * sum_j height_j G(p - x_j; B_j / (8 pi^2) + blur)``, with the atoms in the view
-``R r + shift``. Counts scatter about it with the variance ``gain * expected + read + (misfit * signal)^2``, the signal
-being what is above background.
+``R r + shift``; where images are sharp at one depth only, the variance grows by ``(opening * (z_j - focus))^2``. Counts
+scatter about it with the variance ``gain * expected + read + (misfit * signal)^2``, the signal being what is above
+background.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.atoms.spot_rendering import Patches, patch_side, render_spots, spot_patches
-from common.data import ImageStack, Poses
+from common.data import Focus, ImageStack, Poses
 from common.parallel import map_over
 from common.rotations import rotation_from_vector
 
@@ -31,6 +32,7 @@ class SpotParameters:
     positions : (n, 3) angstrom. heights : (n,) sum of an atom's counts at scale 1. b_factors : (n,) angstrom^2, with
     all blur that the images share. rotations : (m, 3, 3). shifts : (m, 2) angstrom. scales : (m,).
     blurs : (m,) angstrom^2, variance beyond the shared one. backgrounds : (m, k) coefficients of `background_basis`.
+    focus : where each image is sharp, not refined; None: everywhere.
     """
 
     positions: Tensor
@@ -41,6 +43,7 @@ class SpotParameters:
     scales: Tensor
     blurs: Tensor
     backgrounds: Tensor
+    focus: Focus | None = None
 
     @property
     def poses(self) -> Poses:
@@ -49,7 +52,8 @@ class SpotParameters:
     def images(self, index: Tensor) -> SpotParameters:
         """The same atoms with the images at ``index`` only."""
         own = ("rotations", "shifts", "scales", "blurs", "backgrounds")
-        return replace(self, **{name: getattr(self, name)[index] for name in own})
+        focus = None if self.focus is None else self.focus[index]
+        return replace(self, **{name: getattr(self, name)[index] for name in own}, focus=focus)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,15 @@ def background_basis(box_size: int, order: int, *, dtype: torch.dtype, device: t
 
 def variances(parameters: SpotParameters, pixel_size: float) -> Tensor:
     """(m, n) pixels^2 of every spot."""
-    total = parameters.b_factors / EIGHT_PI2 + parameters.blurs[:, None]
-    return total.clamp(min=_LEAST_VARIANCE) / pixel_size**2
+    total = (parameters.b_factors / EIGHT_PI2 + parameters.blurs[:, None]).clamp(min=_LEAST_VARIANCE)
+    if parameters.focus is not None:
+        total = total + (parameters.focus.opening * out_of_focus(parameters, parameters.focus)) ** 2
+    return total / pixel_size**2
+
+
+def out_of_focus(parameters: SpotParameters, focus: Focus) -> Tensor:
+    """(m, n) angstrom from where each image is sharp, along the beam."""
+    return parameters.rotations[:, 2] @ parameters.positions.mT - focus.heights[:, None]
 
 
 def places(parameters: SpotParameters, pixel_size: float) -> Tensor:
@@ -159,7 +170,8 @@ def moved(parameters: SpotParameters, atoms: Tensor, widening: Tensor, own: Tens
         (angstrom^2), background.
     """
     least = _LEAST_VARIANCE * EIGHT_PI2
-    return SpotParameters(
+    return replace(
+        parameters,
         positions=parameters.positions + atoms[:, 1:],
         heights=(parameters.heights + atoms[:, 0]).clamp(min=1e-3 * float(parameters.heights.median())),
         b_factors=(parameters.b_factors + EIGHT_PI2 * widening).clamp(min=least),

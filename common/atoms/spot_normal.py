@@ -23,11 +23,12 @@ from common.atoms.spot_image import (
     basis_for,
     image_batches,
     lay_out,
+    out_of_focus,
     signal_of,
     variances,
 )
 from common.atoms.spot_rendering import Patches, correlate_spots, render_spots, spot_information
-from common.data import ImageStack
+from common.data import Focus, ImageStack
 from common.iteration import step_generator
 from common.parallel import map_over, own_parts, sum_over
 
@@ -139,6 +140,10 @@ def _own_columns(part: SpotParameters, patches: Patches, signal: Tensor, basis: 
     zero, one = torch.zeros_like(x), torch.ones_like(x) / pixel_size
     moves = ((zero, -z), (z, zero), (-y, x), (one, zero), (zero, one))
     drawn = [render_spots(patches, 0 * amplitude, amplitude[..., None] * torch.stack(move, -1)) for move in moves]
+    if part.focus is not None:  # turns about the view's x and y move atoms along the beam
+        deeper = (amplitude * _widening_by_depth(part, part.focus, pixel_size) * pixel_size).to(basis)
+        for turn, arm in enumerate((y, -x)):
+            drawn[turn] = drawn[turn] + render_spots(patches, 0 * amplitude, None, deeper * arm)
     drawn.append(signal)
     drawn.append(render_spots(patches, 0 * amplitude, None, amplitude / pixel_size**2))
     whole = torch.stack(drawn, 1).flatten(2)
@@ -152,7 +157,16 @@ def _along(batch: _Batch, system: Linearised, vector: Shared) -> Tensor:
     wide = vector.widening[system.groups] / pixel**2
     rise = vector.atoms[:, 0] + part.heights * wide / (2 * variances(part, pixel))
     move = (scale * part.heights)[..., None] * (vector.atoms[:, 1:] @ part.rotations[:, :2].mT) / pixel
-    return render_spots(batch.patches, (scale * rise).to(kind), move.to(kind), (scale * part.heights * wide).to(kind))
+    widen = scale * part.heights * wide
+    if part.focus is not None:
+        along_beam = part.rotations[:, 2] @ vector.atoms[:, 1:].mT
+        widen = widen + scale * part.heights * along_beam * _widening_by_depth(part, part.focus, pixel)
+    return render_spots(batch.patches, (scale * rise).to(kind), move.to(kind), widen.to(kind))
+
+
+def _widening_by_depth(part: SpotParameters, focus: Focus, pixel_size: float) -> Tensor:
+    """(b, n) pixels^2 by which a spot's variance grows for an angstrom along the beam."""
+    return 2 * focus.opening**2 * out_of_focus(part, focus) / pixel_size**2
 
 
 def _across(batch: _Batch, system: Linearised, images: Tensor) -> Shared:
@@ -165,6 +179,9 @@ def _sum_over_images(batch: _Batch, system: Linearised, found: Tensor) -> Shared
     scale = part.scales[:, None]
     height = (scale * found[..., 0]).sum(0)
     place = ((scale * part.heights)[..., None] * (found[..., 1:3] @ part.rotations[:, :2])).sum(0) / pixel
+    if part.focus is not None:
+        depth = scale * part.heights * found[..., 3] * _widening_by_depth(part, part.focus, pixel)
+        place = place + (depth[..., None] * part.rotations[:, None, 2]).sum(0)
     wide = scale * part.heights * (found[..., 3] + found[..., 0] / (2 * variances(part, pixel))) / pixel**2
     total = torch.zeros_like(system.precision.widening).index_add_(0, system.groups, wide.sum(0))
     return Shared(torch.cat((height[:, None], place), 1), total)

@@ -201,10 +201,11 @@ def first_parameters(stack: ImageStack, poses: Poses, atoms: Atoms, settings: Sp
         scales=heights.new_ones(m),
         blurs=heights.new_zeros(m),
         backgrounds=heights.new_zeros(m, k),
+        focus=None if stack.focus is None else replace(stack.focus, heights=stack.focus.heights.double()),
     )
     widths = [settings.b_factor] if settings.b_factor else [2.5, 5.0, 8.0, 12.0, 18.0, 27.0, 40.0]
     guesses = [bare] if known else [replace(bare, b_factors=torch.full_like(heights, b)) for b in widths]
-    fits = [_scaled(guess, stack, settings.batch_size) for guess in guesses]
+    fits = [scaled(guess, stack, settings.batch_size) for guess in guesses]
     best = min(range(len(fits)), key=lambda i: fits[i][1])
     fitted = fits[best][0]
     level = fitted[:, 0].median()
@@ -218,8 +219,11 @@ def first_parameters(stack: ImageStack, poses: Poses, atoms: Atoms, settings: Sp
     )
 
 
-def _scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Tensor, float]:
-    """Scale and background (m, 1 + k) of each image by least squares, and the sum of squares that is left."""
+def scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Tensor, float]:
+    """Scale and background (m, 1 + k) of each image by least squares, and the sum of squares that is left.
+
+    bare : with relative heights.
+    """
     basis, inside = basis_for(bare, stack), stack.inside.flatten()
 
     def of_images(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.data import ImageStack, InputError, Poses
+from common.data import Focus, ImageStack, InputError, Poses
 from common.fourier import shift_images
 from common.io.files import require_file
 from common.io.imod import read_mdoc, read_xf, write_xf
@@ -63,6 +63,7 @@ def read_tilt_series(
     pixel_size: float | None = None,
     tilt_axis: float | None = None,
     tilt_sign: int | None = None,
+    focus: str | os.PathLike[str] | None = None,
 ) -> TiltFile:
     """Read a tilt series with its angles.
 
@@ -73,6 +74,7 @@ def read_tilt_series(
     pixel_size : angstrom; wins over the files.
     tilt_axis : degrees from y (rows) to the tilt axis, from x to y counted as positive; 0 when nothing says it.
     tilt_sign : 1 or -1, multiplied onto the tilt angles; 1 when None.
+    focus : a file of the focus of each image, angstrom, one a line; None: images are sharp at all depths.
 
     Returns
     -------
@@ -138,14 +140,38 @@ def read_tilt_series(
         rotations, shifts, xf_notes = _apply_transforms(transform, rotations, images.shape)
         axis_notes += xf_notes
     squared, measured, pad_notes = _square(file.name, images)
-    stack = ImageStack(squared, size, measured=measured)
+    foci = None if focus is None else read_foci(focus, len(images))
+    stack = ImageStack(squared, size, measured=measured, focus=foci)
     names = [f"{k + 1:06d}@{file.name}" for k in range(len(images))]
     inner = ImageStack(images, size) if images.shape[1] == images.shape[2] else stack
     warned = check_stack(inner, names, minimum_images=_FEWEST, source=str(file))
     poses = Poses(rotations.float(), (shifts * size).float())
-    files = tuple(dict.fromkeys(f for f in (file, found, mdoc, transform) if f is not None))
+    focus_file = None if focus is None else Path(focus)
+    files = tuple(dict.fromkeys(f for f in (file, found, mdoc, transform, focus_file) if f is not None))
     all_notes = (*notes, *size_notes, *axis_notes, *pad_notes, *warned)
     return TiltFile(stack, poses, None if tilts is None else tilts.float(), all_notes, files)
+
+
+def read_foci(path: str | os.PathLike[str], n_images: int) -> Focus:
+    """The focus of every image, angstrom, from text of one number a line; ``#`` starts a comment.
+
+    Raises
+    ------
+    InputError : not one finite number a line, or another number of them than of images.
+    """
+    file, numbers = require_file(path), []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        word = line.partition("#")[0].strip()
+        if word:
+            try:
+                numbers.append(float(word))
+            except ValueError:
+                numbers.append(math.nan)
+            if not math.isfinite(numbers[-1]):
+                raise InputError(f"{file}: line {number} is {word[:40]!r}, expected a focus in angstrom")
+    if len(numbers) != n_images:
+        raise InputError(f"{file}: {len(numbers)} foci for {n_images} images, expected one each; add or remove lines")
+    return Focus(torch.tensor(numbers, dtype=torch.float32))
 
 
 def require_image_file(path: str | os.PathLike[str]) -> Path:

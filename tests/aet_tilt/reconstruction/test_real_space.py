@@ -30,6 +30,8 @@ def test_angular_weights_fill_the_half_turn_and_spare_the_wedge():
     assert float(angular_weights(torch.arange(0, 180, 3.0)).sum()) == pytest.approx(math.pi, rel=1e-5)
     assert float(angular_weights(torch.linspace(-60, 60, 41)).sum()) == pytest.approx(math.radians(123), rel=0.001)
     assert bool((angular_weights(uneven).diff()[1:5] > 0).all())
+    once, thrice = torch.linspace(-60, 60, 41), torch.linspace(-60, 60, 41).repeat(3)
+    torch.testing.assert_close(3 * angular_weights(thrice), angular_weights(once).repeat(3))
 
 
 @pytest.mark.parametrize(("method", "iterations"), [("art", 2), ("sart", 3), ("sirt", 60)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,13 @@ from ase import Atoms
 from common.atoms.peaks import bond_length
 from common.atoms.species import assign_species
 from common.atoms.spot_count import settle_count
-from common.atoms.spot_image import SpotParameters, predict
+from common.atoms.spot_image import CountNoise, SpotParameters, moved, predict
 from common.atoms.spot_model import predict_images, spot_model
+from common.atoms.spot_normal import Shared, image_slope, linearise
 from common.atoms.spot_rendering import correlate_spots, render_spots, spot_patches
 from common.atoms.spots import SpotSettings, refine_spots
-from common.data import ImageStack, Poses
+from common.data import Focus, ImageStack, Poses
+from common.rotations import random_rotations
 
 PIXEL = 0.35
 
@@ -146,3 +150,58 @@ def test_species_despite_a_trend() -> None:
     found = assign_species(heights, ("Au", "Pd"), positions=positions)
     assert [s == "Au" for s in found.symbols] == heavy.tolist()
     torch.testing.assert_close(found.probabilities.sum(1), torch.ones(400, dtype=torch.float64))
+
+
+def _focused(seed: int) -> tuple[SpotParameters, ImageStack]:
+    """Thirty atoms in five images, each sharp at its own depth; the stack gives box, pixel size and focus."""
+    generator = torch.Generator().manual_seed(seed)
+    n, m = 30, 5
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    focus = Focus(torch.linspace(-40, 30, m, dtype=torch.float64), 0.015)
+    parameters = SpotParameters(
+        10 * rand(n, 3) - 5,
+        50 + 20 * rand(n),
+        8 + 2 * rand(n),
+        random_rotations(m, generator=generator).double(),
+        0.3 * rand(m, 2),
+        0.8 + 0.4 * rand(m),
+        0.02 * rand(m),
+        1 + rand(m, 1),
+        focus,
+    )
+    return parameters, ImageStack(torch.zeros(m, 40, 40, dtype=torch.float64), PIXEL, focus=focus)
+
+
+def test_slopes_of_the_likelihood_know_that_atoms_widen_along_the_beam() -> None:
+    """The gradient by atoms and by the images' own parameters against differences of the likelihood."""
+    truth, stack = _focused(0)
+    images = predict(truth, stack) + torch.randn(5, 40, 40, generator=torch.Generator().manual_seed(1)).double()
+    stack = replace(stack, images=images)
+    generator = torch.Generator().manual_seed(2)
+    atoms = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    own = torch.randn(5, 8, generator=generator, dtype=torch.float64) * 0.1
+    one, none = torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    noise = CountNoise(none, one, none)  # white, so that the weights stay the same
+
+    def merit(t: float) -> float:
+        there = moved(truth, t * atoms, torch.zeros(30, dtype=torch.float64), t * own)
+        return -float((images - predict(there, stack)).square().sum()) / 2
+
+    system = linearise(
+        truth,
+        stack,
+        noise,
+        groups=torch.zeros(30, dtype=torch.long),
+        precision=Shared(torch.zeros(30, 4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)),
+        own_precision=torch.full((5, 8), 1e12, dtype=torch.float64),  # none is eliminated
+        own_offset=torch.zeros(5, 8, dtype=torch.float64),
+        batch_size=2,
+    )
+    of_own = sum(float((system.batch(rows).slope * own[rows]).sum()) for rows in system.rows)
+    of_atoms = image_slope(system)
+    h = 1e-5
+    expected = (merit(h) - merit(-h)) / (2 * h)
+    assert float((of_atoms.atoms * atoms).sum()) + of_own == pytest.approx(expected, rel=1e-4)
