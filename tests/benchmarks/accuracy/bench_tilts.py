@@ -24,6 +24,10 @@ CASES = {
         "--n-images", "31", "--tilt-range", "-63", "63", "--imaging.brightest", "20", "--imaging.background", "0.5",
     ],
     "400 Au, 41 images +-70 degrees, 200 counts, tilts off by 0.15 degrees": ["--angle-sigma", "0.15"],
+    "400 Au, 21 tilts +-60 degrees at 3 foci 40 angstrom apart, 60 counts": [
+        "--n-images", "21", "--tilt-range", "-60", "60", "--foci", "-40", "0", "40", "--imaging.opening", "0.012",
+        "--imaging.brightest", "60",
+    ],
 }  # fmt: skip
 
 
@@ -33,7 +37,8 @@ def run_case(folder: Path, name: str, seed: int) -> tuple[str, ...]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if aet_tilt(["simulate", "--out", str(folder), "--seed", str(seed), *CASES[name]]):
         raise RuntimeError(f"{name}: the simulation failed")
-    if aet_tilt(["reconstruct", str(folder / "tilts.mrc"), "--element", "Au", "--out", str(folder / "run")]):
+    foci = ["--focus", str(folder / "foci.txt")] if "--foci" in CASES[name] else []
+    if aet_tilt(["reconstruct", str(folder / "tilts.mrc"), "--element", "Au", *foci, "--out", str(folder / "run")]):
         raise RuntimeError(f"{name}: the reconstruction failed")
     found, truth = read_xyz(folder / "run" / "atoms.xyz"), read_xyz(folder / "truth.xyz")
     record = json.loads((folder / "run" / "run.json").read_text())
