@@ -132,6 +132,15 @@ def align(
     return run(name, first[0], partial(step, data=data, settings=settings), observers)
 
 
+def start_poses(stack: ImageStack, poses: Poses) -> Poses:
+    """Poses with the shifts of centre of mass and common line, for as few as two images of an isolated particle."""
+    found = find_particle(stack.images, measured=stack.measured)
+    images = (stack.images - found.background[:, None, None]) * stack.inside
+    shifts = centre_of_mass(images, found.inside)
+    shifts = common_line_shifts(images, poses.rotations, shifts, max(4, stack.box_size // 4))
+    return Poses(poses.rotations, shifts * stack.pixel_size)
+
+
 def _check(stack: ImageStack, poses: Poses, settings: AlignmentSettings) -> None:
     if len(stack) != len(poses):
         raise InputError(f"{len(poses)} poses for {len(stack)} images, expected one each")

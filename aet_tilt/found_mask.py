@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.data import ImageStack
 from common.fourier import rfft_frequencies_2d
 
 _CLIP = 3.0  # robust standard deviations: what lies beyond in the border is no background
@@ -87,3 +88,14 @@ def find_particle(
     if 2 * int(isolated.sum()) < len(images):
         isolated = torch.zeros_like(isolated)  # a film is a film at every tilt
     return FoundMask(inside, torch.where(isolated, background, 0.0), isolated)
+
+
+def particle_radius(stack: ImageStack) -> float:
+    """Angstrom: how far the particle reaches from the middle of its shadow, at most, in any image."""
+    inside = find_particle(stack.images, measured=stack.measured).inside
+    far = 0.0
+    for mask in inside:
+        places = mask.nonzero().double()
+        if len(places):
+            far = max(far, float((places - places.mean(0)).norm(dim=1).max()))
+    return max(far, 1.0) * stack.pixel_size

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers
 
-from aet_tilt.alignment import AlignmentSettings, AlignmentState, align
+from aet_tilt.alignment import AlignmentSettings, AlignmentState, align, start_poses
 from aet_tilt.film import FilmSettings, film_held_out_r1, map_film, trace_film
 from aet_tilt.focus import FocusSettings, FoundFocus, find_focus
+from aet_tilt.found_mask import particle_radius
 from aet_tilt.maps import Maps, check_method, first_volume, make_maps
-from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, preprocess
+from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, for_reconstruction, preprocess
+from aet_tilt.reconstruction.discrete import DiscreteSettings
+from aet_tilt.reconstruction.few_images import fill_crystal
+from aet_tilt.reconstruction.lattice_search import LatticeSettings, crystal_of
 from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
 from aet_tilt.result import Fitted, Reconstruction, with_atoms, with_structure
 from aet_tilt.verification import (
@@ -33,6 +39,9 @@ from common.atoms.spots import SpotSettings, SpotState, refine_spots
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, Under, run_stage
 
+AnyMethod = Literal[MethodOrAuto, "discrete"]
+_MATCHING = 0.6  # correlation of images with atoms of the right lattice, at least
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,13 +49,15 @@ class Settings:
 
     elements : chemical symbols that are there, such as Pd,Au; none: atoms stay "X".
     method : of the reconstruction from which atoms are traced (they are refined against the images whichever it is);
-        auto: the one that predicts images left out best, which takes many times as long.
+        auto: the one that predicts images left out best, which takes many times as long; discrete: no volume, but the
+        sites of a crystal that hold an atom, from two images and more.
     align : find shifts before the reconstruction; otherwise they are as given.
     held_out_every : one of so many images is left out to judge the atoms, >= 3.
     preprocessing : hot pixels, repeats, dose.
     alignment : of the images.
     reconstruction : of the volume.
     film : of a specimen that goes on past the images' borders.
+    lattice : of the crystal, for discrete tomography. discrete : how its sites are filled.
     focus : of a through-focal series.
     tracing : of atoms in the volume.
     count : when an atom is real.
@@ -56,13 +67,15 @@ class Settings:
     """
 
     elements: tuple[str, ...] = ()
-    method: MethodOrAuto = "fbp"
+    method: AnyMethod = "fbp"
     align: bool = True
     held_out_every: int = 7
     preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
     film: FilmSettings = field(default_factory=FilmSettings)
+    lattice: LatticeSettings = field(default_factory=LatticeSettings)
+    discrete: DiscreteSettings = field(default_factory=DiscreteSettings)
     focus: FocusSettings = field(default_factory=FocusSettings)
     tracing: PeakSettings = field(default_factory=PeakSettings)
     count: SpotCountSettings = field(default_factory=SpotCountSettings)
@@ -97,10 +110,12 @@ def reconstruct(
     InputError : the images cannot be used; one line.
     """
     check_can_verify(settings.elements, settings.verification)
+    if settings.method == "discrete":
+        return fill_lattice_sites(stack, poses, settings, observers)
     check_method(stack, settings.method)
     clean = preprocess(stack, poses, settings.preprocessing)
     if not clean.isolated:
-        return reconstruct_film(clean, settings, observers)
+        return reconstruct_film(clean, settings.method, settings, observers)
     aligned = align_images(clean, settings, observers)
     clean = with_focus(clean, aligned.poses, settings, observers)
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
@@ -110,18 +125,50 @@ def reconstruct(
     return verify(result, clean.poses, settings, observers)
 
 
-def reconstruct_film(clean: Preprocessed, settings: Settings, observers: Sequence[Observer]) -> Reconstruction:
+def reconstruct_film(
+    clean: Preprocessed, method: MethodOrAuto, settings: Settings, observers: Sequence[Observer]
+) -> Reconstruction:
     """The atoms of a film, from its volume."""
     if settings.verification.asked:
         raise InputError(
             "verification needs atoms refined against the images, and those of a film are not: leave it out"
         )
-    made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
+    made = map_film(clean, method, settings.film, settings.reconstruction, observers)
     atoms = trace_film(made, settings.elements, settings.tracing, settings.film)
     errors = run_stage("held-out", lambda: film_held_out_r1(made, settings.held_out_every), observers)
     sigma = 100 * math.sqrt(3) * float(atoms.arrays["position_sigma"].mean())
     numbers = {"position_sigma_pm": sigma, **errors}
     result = conclude(clean, clean, settings, maps=made.maps)
+    return with_structure(result, atoms, settings.elements, settings.analysis, numbers)
+
+
+def fill_lattice_sites(
+    stack: ImageStack, poses: Poses, settings: Settings, observers: Sequence[Observer]
+) -> Reconstruction:
+    """The atoms of a crystal from a few images, on the sites of its lattice."""
+    if settings.verification.asked:
+        raise InputError("verification needs refined atoms, and these lie on a lattice: aet-tilt refine-atoms first")
+    crystal = crystal_of(settings.elements, settings.lattice)
+    clean = preprocess(stack, poses, settings.preprocessing)
+    if not clean.isolated:
+        raise InputError("discrete tomography needs an isolated particle, and this is a film; use another method")
+    start = start_poses(clean.stack, clean.poses) if settings.align else clean.poses
+    filled = fill_crystal(
+        for_reconstruction(clean),
+        start,
+        crystal,
+        settings.lattice.radius or particle_radius(clean.stack),
+        settings.discrete,
+        observers=observers,
+    )
+    constant = crystal.constant * filled.lying.scale
+    note = f"lattice: {crystal.structure} of {constant:.3f} angstrom, {filled.sites} sites looked at"
+    doubt = f"the lattice explains little of the images (correlation {filled.correlation:.2f}): is it the right one?"
+    warnings = (doubt,) if filled.correlation < _MATCHING else ()
+    result = Reconstruction(clean.stack, filled.poses, (*clean.notes, note), warnings, {"images": float(len(stack))})
+    numbers = {"lattice_constant_angstrom": constant, "correlation": filled.correlation}
+    atoms = Atoms(list(settings.elements) * len(filled.positions), positions=filled.positions.cpu().numpy())
+    atoms.set_array("peak_height", np.ones(len(atoms)))
     return with_structure(result, atoms, settings.elements, settings.analysis, numbers)
 
 
@@ -145,6 +192,8 @@ def reconstruct_volume(
     observers: Sequence[Observer] = (),
 ) -> Reconstruction:
     """Alignment and volume, without atoms. Parameters and errors as for `reconstruct`."""
+    if settings.method == "discrete":
+        raise InputError("discrete tomography makes atoms, not a volume: use aet-tilt reconstruct, or another method")
     check_method(stack, settings.method)
     clean = preprocess(stack, poses, settings.preprocessing)
     aligned = align_images(clean, settings, observers)

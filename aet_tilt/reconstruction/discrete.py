@@ -15,7 +15,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -97,18 +97,24 @@ def lattice_problem(stack: ImageStack, poses: Poses, sites: Tensor, width: float
     """
     if not 1 < len(sites) <= _MOST_SITES:
         raise InputError(f"the lattice has {len(sites)} sites in the radius, expected 2 to {_MOST_SITES}")
-    d, pixel = stack.box_size, stack.pixel_size
-    axis = (torch.arange(d, device=sites.device, dtype=sites.dtype) - d // 2) * pixel
     overlaps, matches = sites.new_zeros(len(sites), len(sites)), sites.new_zeros(len(sites))
-    for image, rotation, shift in zip(stack.images, poses.rotations, poses.shifts, strict=True):
-        seen = sites @ rotation[:2].T + shift
-        along_x, along_y = (torch.exp(-((axis - seen[:, i : i + 1]) ** 2) / (2 * width**2)) for i in range(2))
+    for image, (along_x, along_y) in zip(stack.images, profiles(stack, poses, sites, width), strict=True):
         overlaps += (along_x @ along_x.T) * (along_y @ along_y.T)
         matches += ((along_y @ image) * along_x).sum(-1)
     distances = torch.cdist(sites, sites)
     shortest = float(distances[distances > 1e-3].min())
     neighbours = ((distances > 1e-3) & (distances < 1.1 * shortest)).to(sites)
     return LatticeProblem(sites, overlaps, matches, neighbours)
+
+
+def profiles(stack: ImageStack, poses: Poses, sites: Tensor, width: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each image the factors (s, d) along x and y of Gaussians of peak 1 and rms ``width`` at the sites (s, 3)."""
+    d = stack.box_size
+    axis = (torch.arange(d, device=sites.device, dtype=sites.dtype) - d // 2) * stack.pixel_size
+    for rotation, shift in zip(poses.rotations, poses.shifts, strict=True):
+        seen = sites @ rotation[:2].T + shift
+        along_x, along_y = (torch.exp(-((axis - seen[:, i : i + 1]) ** 2) / (2 * width**2)) for i in range(2))
+        yield along_x, along_y
 
 
 def _quadratic(problem: LatticeProblem, height: float, settings: DiscreteSettings) -> tuple[Tensor, Tensor]:

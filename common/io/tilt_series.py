@@ -35,7 +35,7 @@ from common.io.tilt_angles import (
     write_tilt_angles,
 )
 
-_FEWEST = 3
+_FEWEST = 2  # discrete tomography is content with so few
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_tilt_series(
     Raises
     ------
     InputError : in one line, what cannot be used: no angles or another number of them, NaN, a constant image, no pixel
-        size, fewer than 3 images.
+        size, fewer than 2 images.
     """
     file = require_image_file(path)
     _check_overrides(tilt_axis, tilt_sign)
