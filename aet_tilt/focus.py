@@ -67,7 +67,9 @@ def find_focus(
     fit = fit or SpotSettings()
     assert stack.focus is not None
     count = min(_IMAGES, len(stack))
-    rows = torch.linspace(0, len(stack) - 1, count).round().long().to(stack.images.device)
+    # drawn, for foci come in turn
+    drawn = torch.randperm(len(stack), generator=torch.Generator().manual_seed(0))[:count]
+    rows = drawn.sort().values.to(stack.images.device)
     part = stack[rows]
     first = first_parameters(replace(part, focus=None), poses[rows], atoms, fit)
     stated = stack.focus.heights[rows].double()

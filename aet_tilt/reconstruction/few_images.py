@@ -72,10 +72,11 @@ def fill_crystal(
 
     Raises
     ------
-    InputError : the images match no lattice.
+    InputError : the images match no lattice, or the ball holds too many sites.
     """
-    wide = replace(stack, images=stack.images.double())
-    posed = Poses(poses.rotations.double(), poses.shifts.double())
+    # too small a problem for an accelerator
+    wide = replace(stack, images=stack.images.double().cpu())
+    posed = Poses(poses.rotations.double().cpu(), poses.shifts.double().cpu())
     candidates = find_lattices(wide, posed, crystal, radius, generator=torch.Generator().manual_seed(seed))
     made = []
     for number, lying in enumerate(candidates, 1):
