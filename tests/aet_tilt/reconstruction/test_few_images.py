@@ -37,8 +37,8 @@ def _particle(element: str, constant: float, seed: int, structure: str = "") -> 
     generator = torch.Generator().manual_seed(seed)
     crystal = crystal_of((element,), LatticeSettings(structure, constant))
     turn = random_rotations(1, generator=generator)[0].double()
-    sites = sites_of(crystal, Lying(turn, 1.0, torch.rand(3, generator=generator).double()), 7.0)
-    sites = sites[sites @ turn[:, 0] < 4.0]
+    sites = sites_of(crystal, Lying(turn, 1.0, torch.rand(3, generator=generator).double()), 6.0)
+    sites = sites[sites @ turn[:, 0] < 3.5]
     sites = sites[sites.norm(dim=1) > sites.norm(dim=1).min()]
     return ase.Atoms(f"{element}{len(sites)}", (sites - sites.mean(0)).numpy())
 
@@ -49,7 +49,7 @@ def _images(atoms: ase.Atoms, n: int, seed: int = 0) -> tuple[ImageStack, Poses]
     data = simulate_tilts(
         atoms,
         torch.linspace(-60, 60, n),
-        box_size=56,
+        box_size=48,
         pixel_size=PIXEL,
         imaging=AnnularImaging(brightest=100.0, background=BACKGROUND),
         generator=generator,
@@ -77,7 +77,7 @@ def test_every_atom_is_found_with_its_lattice(element: str, constant: float, str
     truth = _particle(element, constant, 3, structure)
     stack, poses = _images(truth, n)
     crystal = crystal_of((element,), LatticeSettings(structure, 1.015 * constant))
-    found = fill_crystal(stack, poses, crystal, 9.0, DiscreteSettings(), rounds=2)
+    found = fill_crystal(stack, poses, crystal, 8.0, DiscreteSettings(), rounds=2)
     assert len(found.positions) == len(truth)
     right, error = _right(found.positions, truth)
     assert right == len(truth)
@@ -104,7 +104,7 @@ def test_the_seed_decides() -> None:
     stack, poses = _images(truth, 3)
     crystal = crystal_of(("Au",), LatticeSettings())
     one, same = (
-        find_lattices(stack, poses, crystal, 10.0, generator=torch.Generator().manual_seed(4)) for _ in range(2)
+        find_lattices(stack, poses, crystal, 8.0, generator=torch.Generator().manual_seed(4)) for _ in range(2)
     )
     assert torch.equal(one[0].rotation, same[0].rotation)
     assert torch.equal(one[0].origin, same[0].origin)
