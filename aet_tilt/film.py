@@ -21,6 +21,7 @@ from torch import Tensor
 from aet_tilt.maps import Maps, as_cube, maps_of
 from aet_tilt.preprocessing import Preprocessed, for_reconstruction
 from aet_tilt.reconstruction.methods import Method, MethodOrAuto, ReconstructionSettings, predict_left_out
+from aet_tilt.reconstruction.operator import WindowedOperator
 from aet_tilt.reconstruction.problem import Problem, make_problem, r_factor, row_band, with_support
 from aet_tilt.reconstruction.sieve import SieveSettings, sieve
 from common.atoms.peaks import PeakSettings, bond_length, find_peaks
@@ -189,7 +190,8 @@ def film_held_out_r1(made: FilmMaps, every: int) -> dict[str, float]:
 
 def common_columns(problem: Problem) -> slice:
     """The columns about the tilt axis whose matter, at the depth of the axis, lies within every image."""
-    width = int(problem.images.ne(0).any(0).any(0).sum())
+    operator, whole = problem.operator, problem.images.shape[-1]
+    width = int((operator.window > 0).any(-2).sum()) if isinstance(operator, WindowedOperator) else whole
     d, least = problem.images.shape[-1], problem.operator.poses.rotations[:, 0, 0].abs().min()
     half = max(1, int(float(least) * width / 2))
     return slice(d // 2 - half, d // 2 + half)

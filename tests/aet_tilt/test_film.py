@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from scipy.spatial import cKDTree
 
-from aet_tilt.film import FilmSettings
+from aet_tilt.film import FilmSettings, common_columns, film_problem
 from aet_tilt.pipeline import Settings, reconstruct, reconstruct_volume
 from aet_tilt.reconstruction.methods import ReconstructionSettings
 from aet_tilt.reconstruction.problem import make_problem, row_band
@@ -70,6 +70,12 @@ def test_atoms_of_a_film_are_found_with_honest_sigmas() -> None:
     assert result.metrics["held_out_r1_middle"] < result.metrics["held_out_r1"]  # no rays through what few images show
     assert any("film" in note for note in result.notes)
     assert result.maps.volume.box_size == 2 * SIDE  # wider than the images
+
+
+def test_columns_that_all_images_share_end_with_the_highest_tilt() -> None:
+    _, stack, poses = _film()
+    columns = common_columns(film_problem(stack, poses, FilmSettings()))
+    assert columns == slice(SIDE - 10, SIDE + 10)  # 48 columns in a box of 96, half of them times cos(63 degrees)
 
 
 def test_room_beside_the_images_predicts_those_left_out_better() -> None:
