@@ -219,7 +219,8 @@ def refine_atoms(
     poses : right to a pixel and a few degrees; they are not aligned before.
     """
     check_can_verify(settings.elements, settings.verification)
-    clean = with_focus(preprocess(stack, poses, settings.preprocessing), poses, settings, observers, atoms=atoms)
+    clean = preprocess(stack, poses, settings.preprocessing)
+    clean = with_focus(clean, clean.poses, settings, observers, atoms=atoms)
     result = conclude(clean, clean, settings, fitted=fit_atoms(clean.stack, clean.poses, atoms, settings, observers))
     return verify(result, clean.poses, settings, observers)
 
