@@ -190,8 +190,8 @@ def film_held_out_r1(made: FilmMaps, every: int) -> dict[str, float]:
 
 def common_columns(problem: Problem) -> slice:
     """The columns about the tilt axis whose matter, at the depth of the axis, lies within every image."""
-    operator, whole = problem.operator, problem.images.shape[-1]
-    width = int((operator.window > 0).any(-2).sum()) if isinstance(operator, WindowedOperator) else whole
-    d, least = problem.images.shape[-1], problem.operator.poses.rotations[:, 0, 0].abs().min()
-    half = max(1, int(float(least) * width / 2))
+    operator, d = problem.operator, problem.images.shape[-1]
+    width = int((operator.window > 0).any(-2).sum()) if isinstance(operator, WindowedOperator) else d
+    least = float(operator.poses.rotations[:, 0, 0].abs().min())
+    half = max(1, int(least * width / 2))
     return slice(d // 2 - half, d // 2 + half)

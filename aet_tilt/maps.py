@@ -51,8 +51,7 @@ def make_maps(
 ) -> Maps:
     """The volume of an isolated particle by the chosen method, and two of half the images each."""
     images = for_reconstruction(clean)
-    posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
-    problem = find_support(make_problem(images, posed), settings)
+    problem = _supported(images, poses, settings)
     if images.focus is not None:
         chosen: Method = "sieve" if method == "auto" or method == "fbp" else method
         return maps_of(problem, chosen, settings, f"{chosen}, with depth of field", observers)
@@ -62,11 +61,15 @@ def make_maps(
     return maps_of(problem, method, settings, "as asked for", observers)
 
 
+def _supported(images: ImageStack, poses: Poses, settings: ReconstructionSettings) -> Problem:
+    posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
+    return find_support(make_problem(images, posed), settings)
+
+
 def first_volume(clean: Preprocessed, poses: Poses, settings: ReconstructionSettings) -> Volume:
     """A quick one, by filtered back-projection, which takes images for projections."""
     images = replace(for_reconstruction(clean), focus=None)
-    posed = Poses(poses.rotations.to(images.images), poses.shifts.to(images.images))
-    problem = find_support(make_problem(images, posed), settings)
+    problem = _supported(images, poses, settings)
     return Volume(as_cube(reconstruct_values(problem, "fbp", settings)), images.pixel_size)
 
 

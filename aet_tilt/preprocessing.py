@@ -127,8 +127,9 @@ def preprocess(
         if bool((dose <= 0).any()):
             dose = torch.ones_like(dose)
             notes.append("an image has no more in it than its background: doses are not normalised")
-    firsts = [int((frames == view).nonzero()[0]) for view in range(int(frames.max()) + 1)]
-    focus = None if stack.focus is None else stack.focus[torch.tensor(firsts)]
+    focus = stack.focus
+    if focus is not None:
+        focus = focus[torch.tensor([int((frames == view).nonzero()[0]) for view in range(len(images))])]
     return Preprocessed(
         replace(stack, images=images, focus=focus),
         poses,

@@ -95,12 +95,15 @@ def _improved(
     rounds: int,
     observers: Sequence[Observer],
 ) -> Filled:
+    def fill(name: str) -> DiscreteState:
+        return fill_lattice(lattice_problem(stack, poses, sites, width), settings, name=name, observers=observers)
+
     width, sites = _WIDTH, sites_of(crystal, lying, radius)
     for number in range(1, rounds + 1):
-        filled = _fill(stack, poses, sites, width, settings, f"fill/{number}", observers)
+        filled = fill(f"fill/{number}")
         lying, width = fitted_lattice(stack, poses, lying, sites[filled.occupancies > 0.5], width)
         sites = sites_of(crystal, lying, radius)
-        filled = _fill(stack, poses, sites, width, settings, f"refill/{number}", observers)
+        filled = fill(f"refill/{number}")
         atoms = sites[filled.occupancies > 0.5]
         images = filled.height * atom_images(stack, poses, atoms, width)
         off = register_images(images, stack.images, max_frequency=0.3)
@@ -108,18 +111,6 @@ def _improved(
         images = shift_images(images, off)
     agreement = float(correlations(images.flatten(1), stack.images.flatten(1)).mean())
     return Filled(lying, width, poses, atoms, len(sites), filled.height, agreement)
-
-
-def _fill(
-    stack: ImageStack,
-    poses: Poses,
-    sites: Tensor,
-    width: float,
-    settings: DiscreteSettings,
-    name: str,
-    observers: Sequence[Observer],
-) -> DiscreteState:
-    return fill_lattice(lattice_problem(stack, poses, sites, width), settings, name=name, observers=observers)
 
 
 def atom_images(stack: ImageStack, poses: Poses, atoms: Tensor, width: float) -> Tensor:
