@@ -24,7 +24,7 @@ OPENING = 0.02
 
 def _series(foci: tuple[float, ...] = (-30.0, 0.0, 30.0), opening: float = OPENING) -> SimulatedTilts:
     generator = torch.Generator().manual_seed(0)
-    atoms = twinned_crystal(90, element="Au", lattice_constant=4.08, generator=generator)
+    atoms = twinned_crystal(60, element="Au", lattice_constant=4.08, generator=generator)
     made = simulate_tilts(
         atoms,
         torch.linspace(-60, 60, 11),

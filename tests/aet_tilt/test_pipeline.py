@@ -23,6 +23,7 @@ from common.io.tilt_series import read_tilt_series
 from common.iteration import State
 
 SIMULATED = ["--n-atoms", "110", "--n-images", "19", "--pixel-size", "0.45", "--shift-sigma", "0.3", "--seed", "5"]
+SMALL = ["--n-atoms", "40", "--n-images", "11", "--pixel-size", "0.5", "--shift-sigma", "0.2"]
 
 
 def result_of(run: Path) -> dict[str, bytes]:
@@ -133,29 +134,32 @@ class Stopped(ProgressObserver):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", [("alignment", 2), ("atoms/all", 1)])
-def test_a_stopped_run_ends_as_if_nothing_had_happened(
-    tilts: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
+def test_a_run_stopped_twice_ends_as_if_nothing_had_happened(
+    tilts: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["reconstruct", str(tilts), "--element", "Au", "--out", str(tmp_path / "run")]
-    with monkeypatch.context() as patch:
-        patch.setattr(work, "ProgressObserver", Stopped)
-        patch.setattr(Stopped, "at", at)
-        assert main(command) == 130
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
-    assert not (tmp_path / "run" / "atoms.xyz").exists()
+    for at in (("alignment", 2), ("atoms/all", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "ProgressObserver", Stopped)
+            patch.setattr(Stopped, "at", at)
+            assert main(command) == 130
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
+        assert not (tmp_path / "run" / "atoms.xyz").exists()
     assert main(command) == 0
     assert result_of(tmp_path / "run") == result_of(run)
 
 
-def test_two_processes_write_every_byte_that_one_writes(tilts: Path, run: Path, tmp_path: Path) -> None:
+def test_two_processes_write_every_byte_that_one_writes(tmp_path: Path) -> None:
+    assert main(["simulate", "--out", str(tmp_path), *SMALL]) == 0
+    alone = ["reconstruct", str(tmp_path / "tilts.mrc"), "--element", "Au"]
+    assert main([*alone, "--out", str(tmp_path / "one")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "aet_tilt"]
-    command = [*launch, "reconstruct", str(tilts), "--element", "Au", "--out", str(tmp_path / "run")]
+    command = [*launch, *alone, "--out", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished: ") == 1
-    assert result_of(tmp_path / "run") == result_of(run)
+    assert result_of(tmp_path / "two") == result_of(tmp_path / "one")
 
 
 def test_a_finished_run_is_left_as_it_is(tilts: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

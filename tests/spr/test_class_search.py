@@ -19,7 +19,7 @@ from spr.consensus import ConsensusSettings
 from spr.orientation_search import RingImages, expectation, joined_views, random_frames, views_of
 from spr.ring_sampling import SearchGrid
 
-SETTINGS = SearchSettings(iterations=30, images_per_iteration=60, effective_poses=500.0, final_effective_poses=1.5)
+SETTINGS = SearchSettings(iterations=20, images_per_iteration=60, effective_poses=500.0, final_effective_poses=1.5)
 
 
 def cluster(seed: int, n: int = 20) -> Atoms:

@@ -14,7 +14,7 @@ from spr.cli import main
 @pytest.fixture(scope="module")
 def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("movie") / "a"
-    size = ["--n-frames", "30", "--frame-size", "128", "--diameters", "16", "--dose", "60"]
+    size = ["--n-frames", "30", "--frame-size", "128", "--diameters", "12", "--dose", "60"]
     assert main(["simulate", "--movie", "--out", str(folder), *size]) == 0
     return folder / "movie.mrc"
 
