@@ -122,7 +122,7 @@ def test_methods_that_take_images_for_projections_are_refused(data: SimulatedTil
 def test_a_probe_opens_as_multislice_says() -> None:
     """A gold atom on and off the focus (abTEM): its image widens by about 0.4 times the probe's half angle."""
     pixel, box, depth, angle = 0.4, 24, 35.0, 0.025
-    optics = AdfOptics(voltage_kv=200.0, convergence_mrad=1000 * angle, inner_mrad=60.0)
+    optics = AdfOptics(voltage_kv=200.0, convergence_mrad=1000 * angle, inner_mrad=60.0, outer_mrad=81.0)
     views = torch.tensor([[[0.0, 0.0, 0.0]], [[0.0, 0.0, depth]]])
     images = adf_images(["Au"], views, optics, box_size=box, pixel_size=pixel)
     k = torch.fft.fftfreq(box, pixel)

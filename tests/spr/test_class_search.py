@@ -22,7 +22,7 @@ from spr.ring_sampling import SearchGrid
 SETTINGS = SearchSettings(iterations=20, images_per_iteration=60, effective_poses=500.0, final_effective_poses=1.5)
 
 
-def cluster(seed: int, n: int = 20) -> Atoms:
+def cluster(seed: int, n: int = 14) -> Atoms:
     """A compact cluster without symmetry, atoms at least 2.6 angstrom apart."""
     random = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(1, 3)
