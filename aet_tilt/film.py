@@ -21,16 +21,18 @@ from torch import Tensor
 from aet_tilt.maps import Maps, as_cube, maps_of
 from aet_tilt.preprocessing import Preprocessed, for_reconstruction
 from aet_tilt.reconstruction.methods import Method, MethodOrAuto, ReconstructionSettings, predict_left_out
-from aet_tilt.reconstruction.operator import WindowedOperator
+from aet_tilt.reconstruction.operator import WindowedOperator, is_single_axis
 from aet_tilt.reconstruction.problem import Problem, make_problem, r_factor, row_band, with_support
 from aet_tilt.reconstruction.sieve import SieveSettings, sieve
 from common.atoms.peaks import PeakSettings, bond_length, find_peaks
 from common.data import ImageStack, InputError, Poses
 from common.fourier import crop_or_pad
 from common.iteration import Observer
+from common.rotations import geodesic_distance
 
 _ALIKE = 30  # atoms in a neighbourhood whose sigma is the same
 _FIRST_STEPS = 15  # of the sieve, until the faces of the film can be seen
+_LEAN = 0.5  # degrees; matter at the border of a film's images moves by a fraction of a pixel
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,25 @@ class FilmMaps:
     problem: Problem
     method: Method
     settings: ReconstructionSettings
+
+
+def about_one_axis(clean: Preprocessed) -> Preprocessed:
+    """Poses within half a degree of tilts about y as these tilts, and a note that says so; others as they are.
+
+    A film's wide volume is made row by row, and rows stand for themselves only where the tilts are about y: with poses
+    that mix them it takes some hundred times as long.
+    """
+    found = clean.poses.rotations
+    sine, cosine = found[:, 0, 2] - found[:, 2, 0], found[:, 0, 0] + found[:, 2, 2]
+    tilts = Poses.from_tilt_angles(torch.rad2deg(torch.atan2(sine, cosine)))
+    off = float(geodesic_distance(tilts.rotations, found).max())
+    if is_single_axis(clean.poses):
+        return clean
+    if off > _LEAN:
+        note = f"the poses are up to {off:.2f} degrees off tilts about y: this will take hours; see --tilt-axis"
+        return replace(clean, notes=(*clean.notes, note))
+    note = f"the poses are up to {off:.2f} degrees off tilts about y, and taken for these, as a film is made row by row"
+    return replace(clean, poses=Poses(tilts.rotations, clean.poses.shifts), notes=(*clean.notes, note))
 
 
 def map_film(

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from aet_tilt.alignment import AlignmentSettings, AlignmentState, align, start_poses
-from aet_tilt.film import FilmSettings, film_held_out_r1, map_film, trace_film
+from aet_tilt.film import FilmSettings, about_one_axis, film_held_out_r1, map_film, trace_film
 from aet_tilt.focus import FocusSettings, FoundFocus, find_focus
 from aet_tilt.found_mask import particle_radius
 from aet_tilt.maps import Maps, check_method, first_volume, make_maps
@@ -115,7 +115,7 @@ def reconstruct(
     check_method(stack, settings.method)
     clean = preprocess(stack, poses, settings.preprocessing)
     if not clean.isolated:
-        return reconstruct_film(clean, settings.method, settings, observers)
+        return reconstruct_film(about_one_axis(clean), settings.method, settings, observers)
     aligned = align_images(clean, settings, observers)
     clean = with_focus(clean, aligned.poses, settings, observers)
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
@@ -196,10 +196,11 @@ def reconstruct_volume(
         raise InputError("discrete tomography makes atoms, not a volume: use aet-tilt reconstruct, or another method")
     check_method(stack, settings.method)
     clean = preprocess(stack, poses, settings.preprocessing)
-    aligned = align_images(clean, settings, observers)
     if not clean.isolated:
+        clean = about_one_axis(clean)
         made = map_film(clean, settings.method, settings.film, settings.reconstruction, observers)
-        return conclude(clean, aligned, settings, maps=made.maps)
+        return conclude(clean, clean, settings, maps=made.maps)
+    aligned = align_images(clean, settings, observers)
     clean = with_focus(clean, aligned.poses, settings, observers)
     maps = make_maps(clean, aligned.poses, settings.method, settings.reconstruction, observers)
     return conclude(clean, aligned, settings, maps=maps)

@@ -8,14 +8,17 @@ import torch
 from ase import Atoms
 from scipy.spatial import cKDTree
 
-from aet_tilt.film import FilmSettings, common_columns, film_problem
+from aet_tilt.film import FilmSettings, about_one_axis, common_columns, film_problem
 from aet_tilt.pipeline import Settings, reconstruct, reconstruct_volume
+from aet_tilt.preprocessing import preprocess
 from aet_tilt.reconstruction.methods import ReconstructionSettings
+from aet_tilt.reconstruction.operator import is_single_axis
 from aet_tilt.reconstruction.problem import make_problem, row_band
 from aet_tilt.reconstruction.real_space import RealSpaceSettings
 from common.atoms.spot_image import SpotParameters, predict
 from common.data import ImageStack, InputError, Poses
 from common.fourier import crop_or_pad
+from common.rotations import geodesic_distance, rotation_from_vector
 
 PIXEL, SIDE, HEIGHT = 0.4, 48, 28
 
@@ -70,6 +73,25 @@ def test_atoms_of_a_film_are_found_with_honest_sigmas() -> None:
     assert result.metrics["held_out_r1_middle"] < result.metrics["held_out_r1"]  # no rays through what few images show
     assert any("film" in note for note in result.notes)
     assert result.maps.volume.box_size == 2 * SIDE  # wider than the images
+
+
+@pytest.mark.parametrize(("degrees", "taken"), [(0.1, True), (1.0, False)])
+def test_poses_that_lean_a_little_are_taken_for_tilts(degrees: float, taken: bool) -> None:
+    """Euler triplets that refinement has moved by tenths of a degree, but not those of another axis."""
+    _, stack, tilts = _film()
+    vectors = torch.deg2rad(degrees * torch.randn(len(tilts), 3, generator=torch.Generator().manual_seed(0)))
+    leaning = Poses(rotation_from_vector(vectors) @ tilts.rotations, tilts.shifts)
+    clean = preprocess(stack, leaning)
+    found = about_one_axis(clean)
+    assert is_single_axis(found.poses) is taken
+    assert ("taken for these" if taken else "--tilt-axis") in found.notes[-1]
+    if taken:
+        off = geodesic_distance(found.poses.rotations, tilts.rotations)
+        assert float(off.max()) == pytest.approx(float(torch.rad2deg(vectors[:, 1].abs().max())), abs=0.02)
+        assert film_problem(found.stack, found.poses, FilmSettings(iterations=1)).images.shape[1] == HEIGHT
+    else:
+        torch.testing.assert_close(found.poses.rotations, leaning.rotations)
+    assert about_one_axis(preprocess(stack, tilts)).notes == preprocess(stack, tilts).notes
 
 
 def test_columns_that_all_images_share_end_with_the_highest_tilt() -> None:
