@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from aet_tilt.focus import FocusSettings, find_focus
-from aet_tilt.pipeline import Settings, reconstruct
+from aet_tilt.pipeline import Settings, reconstruct, refine_atoms
 from aet_tilt.preprocessing import preprocess, same_views
 from aet_tilt.reconstruction.methods import ReconstructionSettings
 from aet_tilt.reconstruction.sieve import SieveSettings
@@ -83,6 +84,23 @@ def test_known_foci_make_atoms_better(data: SimulatedTilts) -> None:
         assert len(set(nearest)) == len(b)
         errors.append(float(np.sqrt(((a - b[nearest]) ** 2).sum(1).mean())))
     assert errors[0] < 0.85 * errors[1]
+
+
+def test_atoms_alone_are_refined_with_the_foci_of_repeated_frames(data: SimulatedTilts) -> None:
+    """Frames of one angle and focus are averaged before their foci are found, whatever their order."""
+    twice = torch.cat((torch.arange(33), torch.arange(33).flip(0)))
+    stack = _stated(data, -1.0, 5.0)
+    atoms = data.atoms.copy()
+    atoms.positions += np.random.default_rng(1).normal(0, 0.1, atoms.positions.shape)
+    found = refine_atoms(stack[twice], data.poses[twice], atoms, Settings(elements=("Au",))).atoms
+    assert found is not None
+    assert len(found) == len(data.atoms)
+    away, index = cKDTree(data.atoms.positions).query(found.positions)
+    assert len(set(index)) == len(found)
+    moved = (found.positions - data.atoms.positions[index]).mean(0)
+    errors = found.positions - moved - data.atoms.positions[index]
+    assert np.sqrt((errors**2).mean()) < 1.3 * np.sqrt((found.arrays["position_sigma"] ** 2).mean())
+    assert away.max() < 0.5
 
 
 def test_frames_of_one_angle_and_other_foci_are_not_averaged(data: SimulatedTilts) -> None:
