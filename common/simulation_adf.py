@@ -9,6 +9,7 @@ from typing import Any
 import ase
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from common.data import InputError
@@ -90,6 +91,9 @@ def adf_images(
     wavelength = abtem.core.energy.energy2wavelength(optics.voltage_kv * 1e3)
     # the anti-aliasing aperture passes two thirds of the grid's largest angle
     sampling = wavelength / (2 * 1.03e-3 * optics.outer_mrad) * 2 / 3
+    interpolation = max(1, round(width / _PROBE_WINDOW))
+    # even, of small factors and a multiple of the interpolation: a prime number of points takes three times as long
+    gpts = 2 * interpolation * next_fast_len(math.ceil(width / sampling / (2 * interpolation)))
     origin = box_size // 2 * pixel_size
     images = []
     for number, view in enumerate(views.double().cpu().numpy()):
@@ -101,13 +105,13 @@ def adf_images(
         )
         with abtem.config.set({"diagnostics.progress_bar": False}):
             potential = abtem.Potential(
-                phonons, sampling=sampling, slice_thickness=_SLICE, projection="infinite", parametrization="lobato"
+                phonons, gpts=(gpts, gpts), slice_thickness=_SLICE, projection="infinite", parametrization="lobato"
             )
             matrix = abtem.SMatrix(
                 potential=potential,
                 energy=optics.voltage_kv * 1e3,
                 semiangle_cutoff=optics.convergence_mrad,
-                interpolation=max(1, round(width / _PROBE_WINDOW)),
+                interpolation=interpolation,
                 downsample=False,
             )
             # the probe enters above the atoms
