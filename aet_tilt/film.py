@@ -28,7 +28,7 @@ from common.atoms.peaks import PeakSettings, bond_length, find_peaks
 from common.data import ImageStack, InputError, Poses
 from common.fourier import crop_or_pad
 from common.iteration import Observer
-from common.rotations import geodesic_distance
+from common.rotations import geodesic_distance, tilt_angles_of
 
 _ALIKE = 30  # atoms in a neighbourhood whose sigma is the same
 _FIRST_STEPS = 15  # of the sieve, until the faces of the film can be seen
@@ -87,12 +87,10 @@ def about_one_axis(clean: Preprocessed) -> Preprocessed:
     A film's wide volume is made row by row, and rows stand for themselves only where the tilts are about y: with poses
     that mix them it takes some hundred times as long.
     """
-    found = clean.poses.rotations
-    sine, cosine = found[:, 0, 2] - found[:, 2, 0], found[:, 0, 0] + found[:, 2, 2]
-    tilts = Poses.from_tilt_angles(torch.rad2deg(torch.atan2(sine, cosine)))
-    off = float(geodesic_distance(tilts.rotations, found).max())
     if is_single_axis(clean.poses):
         return clean
+    tilts = Poses.from_tilt_angles(tilt_angles_of(clean.poses.rotations))
+    off = float(geodesic_distance(tilts.rotations, clean.poses.rotations).max())
     if off > _LEAN:
         note = f"the poses are up to {off:.2f} degrees off tilts about y: this will take hours; see --tilt-axis"
         return replace(clean, notes=(*clean.notes, note))

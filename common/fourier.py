@@ -15,6 +15,18 @@ _IMAGE = (-2, -1)
 _VOLUME = (-3, -2, -1)
 
 
+def fast_size(least: float) -> int:
+    """The smallest even number, not below ``least``, whose prime factors an FFT likes."""
+    size = 2 * math.ceil(least / 2)
+    while any(size % (2 * factor) == 0 for factor in _primes(11, size // 2)):
+        size += 2
+    return size
+
+
+def _primes(first: int, last: int) -> list[int]:
+    return [p for p in range(first, last + 1) if all(p % q for q in range(2, math.isqrt(p) + 1))]
+
+
 def fft2_centred(images: Tensor) -> Tensor:
     """(..., n, m) to its centred transform, complex (..., n, m), unnormalised."""
     return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(images, _IMAGE), dim=_IMAGE), _IMAGE)

@@ -58,6 +58,11 @@ def matrix_to_euler(rotations: Tensor) -> Tensor:
     return torch.rad2deg(torch.stack((rot, tilt, torch.atan2(psi_sin, psi_cos)), -1))
 
 
+def tilt_angles_of(rotations: Tensor) -> Tensor:
+    """(n,) degrees in (-180, 180]: the tilt about y before any in-plane rotation, ``R = Rz(axis) @ Ry(tilt)``."""
+    return torch.rad2deg(torch.atan2(-rotations[..., 2, 0], rotations[..., 2, 2]))
+
+
 def rotation_from_vector(omega_rad: Tensor) -> Tensor:
     """The rotation by ``|omega|`` radian about ``omega`` (Rodrigues); smooth everywhere, zero included.
 

@@ -9,11 +9,11 @@ from typing import Any
 import ase
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from common.data import InputError
 from common.extras import require_abtem
+from common.fourier import fast_size
 
 _PROBE_WINDOW = 10.0  # angstrom, within which PRISM keeps a probe whole
 _SLICE = 2.0  # angstrom
@@ -92,8 +92,8 @@ def adf_images(
     # the anti-aliasing aperture passes two thirds of the grid's largest angle
     sampling = wavelength / (2 * 1.03e-3 * optics.outer_mrad) * 2 / 3
     interpolation = max(1, round(width / _PROBE_WINDOW))
-    # even, of small factors and a multiple of the interpolation: a prime number of points takes three times as long
-    gpts = 2 * interpolation * next_fast_len(math.ceil(width / sampling / (2 * interpolation)))
+    # a multiple of the interpolation; a prime number of points takes three times as long
+    gpts = interpolation * fast_size(width / sampling / interpolation)
     origin = box_size // 2 * pixel_size
     images = []
     for number, view in enumerate(views.double().cpu().numpy()):

@@ -16,7 +16,8 @@ from common.data import InputError
 from common.io import atomic_write, read_xyz, write_images, write_xyz
 from common.io.checkpoint import make_folder
 from common.io.files import write_csv
-from common.io.tilt_angles import tilt_angles_of, write_euler, write_tilt_angles
+from common.io.tilt_angles import write_euler, write_tilt_angles
+from common.rotations import tilt_angles_of
 from common.simulation_tilts import AnnularImaging, box_of, simulate_tilts
 from common.specimens import twinned_crystal
 

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from aet_tilt.reconstruction.fourier_grid import MeasuredGrid, lay_onto_grid
-from aet_tilt.reconstruction.operator import fast_size
 from aet_tilt.reconstruction.problem import Problem, VolumeState
 from common.data import InputError
-from common.fourier import crop_or_pad
+from common.fourier import crop_or_pad, fast_size
 from common.iteration import Observer, run
 
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from aet_tilt.reconstruction.operator import fast_size
 from common.data import ImageStack, Poses
-from common.fourier import crop_or_pad
+from common.fourier import crop_or_pad, fast_size
 
 _IN_PLANE = 2e-6  # how far the axis may leave the image plane in float32 poses
 _MOST = 45.0  # degrees; past that the shears wrap round

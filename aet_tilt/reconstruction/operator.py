@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.data import ImageStack, InputError, Poses, Volume
-from common.fourier import rfft_multiplicity
+from common.fourier import fast_size, rfft_multiplicity
 from common.parallel import map_over
 from common.projection import backproject, project
 
@@ -260,18 +260,6 @@ def kaiser_bessel_transform(box_size: int, grid_size: int) -> Tensor:
     x = (torch.arange(box_size, dtype=torch.float64) - box_size // 2) / grid_size
     root = (beta**2 - (math.pi * _TAPS * x) ** 2).sqrt()  # real: |x| <= 1 / 4
     return _TAPS * root.sinh() / root
-
-
-def fast_size(least: float) -> int:
-    """The smallest even number, not below ``least``, whose prime factors an FFT likes."""
-    size = 2 * math.ceil(least / 2)
-    while any(size % (2 * factor) == 0 for factor in _primes(11, size // 2)):
-        size += 2
-    return size
-
-
-def _primes(first: int, last: int) -> list[int]:
-    return [p for p in range(first, last + 1) if all(p % q for q in range(2, math.isqrt(p) + 1))]
 
 
 def tilt_operator(poses: Poses, box_size: int, pixel_size: float, depths: tuple[float, ...] = (0.0,)) -> TiltOperator:

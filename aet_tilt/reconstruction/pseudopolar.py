@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from aet_tilt.reconstruction.operator import fast_size
+from common.fourier import fast_size
 
 
 def fractional_fourier(values: Tensor, alpha: Tensor, n_out: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from aet_tilt.reconstruction.problem import Problem, VolumeState, r_factor
 from common.data import InputError
 from common.iteration import Observer, run
+from common.rotations import tilt_angles_of
 
 Family = Literal["art", "sart", "sirt", "cgls"]
 _SAME_ANGLE = 1e-3  # degrees
@@ -154,11 +155,6 @@ def solve(
     return run(name, start(problem, settings), lambda s: step(s, problem, settings), observers)
 
 
-def tilt_angles(rotations: Tensor) -> Tensor:
-    """The angle of each view's beam about the y axis of the specimen, degrees (n,); exact for tilts about y."""
-    return torch.rad2deg(torch.atan2(-rotations[:, 2, 0], rotations[:, 2, 2]))
-
-
 def angular_weights(angles: Tensor) -> Tensor:
     """The part of the half turn that each angle (n,), degrees, stands for: half the way to both neighbours, radian.
 
@@ -186,7 +182,7 @@ def filtered_back_projection(problem: Problem) -> Tensor:
     (d, d, d), units of the images per angstrom.
     """
     operator, d = problem.operator, problem.images.shape[-1]
-    weights = angular_weights(tilt_angles(operator.poses.rotations))
+    weights = angular_weights(tilt_angles_of(operator.poses.rotations))
     size = 2 * d
     # the transform of the band-limited ramp's samples, not |k| itself, whose mean is wrong (Kak, Slaney, eq. 3.61)
     x = torch.fft.ifftshift(torch.arange(size, device=weights.device) - size // 2)

@@ -184,11 +184,6 @@ def triplets_from_rotations(rotations: Tensor) -> Tensor:
     return torch.rad2deg(torch.stack((phi, theta, psi), -1))
 
 
-def tilt_angles_of(rotations: Tensor) -> Tensor:
-    """(n,) degrees in (-180, 180]: the tilt about y before any in-plane rotation, ``R = Rz(axis) @ Ry(tilt)``."""
-    return torch.rad2deg(torch.atan2(-rotations[..., 2, 0], rotations[..., 2, 2]))
-
-
 def write_tilt_angles(path: str | os.PathLike[str], angles: Tensor) -> None:
     """Write tilt angles (n,), degrees, one a line, as IMOD's .tlt."""
     with atomic_write(path, "w") as file:

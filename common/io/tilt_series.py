@@ -30,10 +30,10 @@ from common.io.tilt_angles import (
     read_angles,
     read_npy,
     rotations_from_triplets,
-    tilt_angles_of,
     write_euler,
     write_tilt_angles,
 )
+from common.rotations import tilt_angles_of
 
 _FEWEST = 2  # discrete tomography is content with so few
 

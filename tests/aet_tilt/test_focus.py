@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from scipy.spatial import cKDTree
 
 from aet_tilt.focus import FocusSettings, find_focus
@@ -44,6 +45,16 @@ def data() -> SimulatedTilts:
     return _series()
 
 
+def _errors(found: Atoms | None, truth: Atoms) -> np.ndarray:
+    """(n, 3) errors of the atoms, each of which is found once, less the shift of all."""
+    assert found is not None
+    assert len(found) == len(truth)
+    a, b = (atoms.positions - atoms.positions.mean(0) for atoms in (found, truth))
+    nearest = cKDTree(b).query(a)[1]
+    assert len(set(nearest)) == len(b)
+    return a - b[nearest]
+
+
 def _stated(data: SimulatedTilts, sign: float, zero: float) -> ImageStack:
     """The same images, with the foci counted from elsewhere and perhaps against the beam."""
     assert data.stack.focus is not None
@@ -76,13 +87,7 @@ def test_known_foci_make_atoms_better(data: SimulatedTilts) -> None:
     errors = []
     for stack in (_stated(data, -1.0, 5.0), replace(data.stack, focus=None)):
         result = reconstruct(stack, data.nominal, Settings(elements=("Au",), align=False, reconstruction=quick))
-        assert result.atoms is not None
-        assert len(result.atoms) == len(data.atoms)
-        a = result.atoms.positions - result.atoms.positions.mean(0)
-        b = data.atoms.positions - data.atoms.positions.mean(0)
-        nearest = np.linalg.norm(a[:, None] - b, axis=-1).argmin(1)
-        assert len(set(nearest)) == len(b)
-        errors.append(float(np.sqrt(((a - b[nearest]) ** 2).sum(1).mean())))
+        errors.append(float(np.sqrt((_errors(result.atoms, data.atoms) ** 2).mean())))
     assert errors[0] < 0.85 * errors[1]
 
 
@@ -93,14 +98,10 @@ def test_atoms_alone_are_refined_with_the_foci_of_repeated_frames(data: Simulate
     atoms = data.atoms.copy()
     atoms.positions += np.random.default_rng(1).normal(0, 0.1, atoms.positions.shape)
     found = refine_atoms(stack[twice], data.poses[twice], atoms, Settings(elements=("Au",))).atoms
+    errors = _errors(found, data.atoms)
     assert found is not None
-    assert len(found) == len(data.atoms)
-    away, index = cKDTree(data.atoms.positions).query(found.positions)
-    assert len(set(index)) == len(found)
-    moved = (found.positions - data.atoms.positions[index]).mean(0)
-    errors = found.positions - moved - data.atoms.positions[index]
     assert np.sqrt((errors**2).mean()) < 1.3 * np.sqrt((found.arrays["position_sigma"] ** 2).mean())
-    assert away.max() < 0.5
+    assert cKDTree(data.atoms.positions).query(found.positions)[0].max() < 0.5
 
 
 def test_frames_of_one_angle_and_other_foci_are_not_averaged(data: SimulatedTilts) -> None:

@@ -18,7 +18,7 @@ from common.io import read_xyz
 from common.io.mrc import write_images
 from common.simulation_adf import AdfOptics, adf_images
 
-PIXEL, SIDE = 0.505, 28  # a grid of 96 points, quick to transform
+PIXEL, SIDE = 0.5, 28
 FAST = AdfOptics(convergence_mrad=20.0, inner_mrad=30.0, outer_mrad=55.0)
 OPTIONS = [f"--verification.optics.{n}-mrad={v}" for n, v in (("convergence", 20), ("inner", 30), ("outer", 55))]
 

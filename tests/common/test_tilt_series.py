@@ -12,10 +12,10 @@ from scipy.io import savemat
 from common.data import ImageStack, InputError, Poses, Volume
 from common.fourier import shift_images
 from common.io.mrc import write_images
-from common.io.tilt_angles import read_angles, rotations_from_triplets, tilt_angles_of, triplets_from_rotations
+from common.io.tilt_angles import read_angles, rotations_from_triplets, triplets_from_rotations
 from common.io.tilt_series import read_tilt_series, write_aligned
 from common.projection import project
-from common.rotations import random_rotations
+from common.rotations import random_rotations, tilt_angles_of
 
 N = 7
 ANGLES = np.linspace(-60, 60, N)
