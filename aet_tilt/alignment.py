@@ -25,16 +25,19 @@ from torch import Tensor
 from aet_tilt.angle_refinement import pose_step, turned, without_common_translation
 from aet_tilt.common_line import centre_of_mass, common_line_shifts, find_tilt_axis, turn_views
 from aet_tilt.found_mask import find_particle
-from common.data import ImageStack, InputError, Poses, Volume
+from aet_tilt.reconstruction.operator import make_operator
+from common.data import ImageStack, InputError, Poses
 from common.fourier import crop_or_pad, irfft2_origin, resample_fourier, rfft2_origin
 from common.gridding import interpolate_points, spread_points, transform_size
 from common.iteration import Observer, State, run
 from common.masks import soft_ball
-from common.projection import backproject, project, slice_frequencies, slice_points
+from common.projection import slice_frequencies, slice_points
 
 _PAD = 1.25  # the gridding wants the particle inside 0.4 of the box
 _DAMPING = 0.9  # of the volume's update, relative to the largest that is stable
 _TRIAL_ROUNDS = 4
+# of an image that does not fit: low-resolution volumes of few views explain zone axes worse, by half a hundredth
+_LEAST_POWER = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class AlignmentSettings:
     n_volume_steps : corrections of the volume each round.
     max_iterations : rounds at most.
     tolerance : ends when no image moves by more in a round, pixels as measured.
-    misfit : an image is flagged when its residual stands out by this many robust standard deviations.
+    misfit : an image is flagged when the share of its power that the volume does not explain stands out by this many
+        robust standard deviations, and by two hundredths at least.
     """
 
     start: Literal["auto", "mass", "given"] = "auto"
@@ -208,15 +212,14 @@ def _filters(rotations: Tensor, support: Tensor) -> Tensor:
     density = interpolate_points(grid.to(support.dtype.to_complex()), points).real.view(len(rotations), -1)
     filters = density.new_zeros(len(rotations), d * (d // 2 + 1)).index_copy(1, index, 1 / density)
     filters = filters.view(-1, d, d // 2 + 1)
-    still = Poses(rotations, rotations.new_zeros(len(rotations), 2))
+    still = make_operator(Poses(rotations, rotations.new_zeros(len(rotations), 2)), d, 1.0)
     probe = support / support.norm()
     generator = torch.Generator().manual_seed(0)
     probe = probe * (1 + torch.randn(d, d, d, generator=generator).to(support))
     largest = 1.0
     for _ in range(15):  # the power method
         probe = probe / probe.norm()
-        images = project(Volume(probe, 1.0), still).images
-        probe_next = backproject(ImageStack(_filtered(images, filters), 1.0), still).values * support
+        probe_next = still.backproject(_filtered(still.project(probe), filters)) * support
         largest, probe = float((probe * probe_next).sum()), probe_next
     return filters * (_DAMPING / largest)
 
@@ -236,13 +239,13 @@ def start(data: AlignmentData, poses: Poses) -> AlignmentState:
 def correct_volume(state: AlignmentState, data: AlignmentData, n_steps: int) -> Tensor:
     """The volume after ``n_steps`` corrections by the filtered residuals, positive and inside the support."""
     values, unit = state.values, Poses(state.poses.rotations, state.poses.shifts / data.pixel_size)
+    operator = make_operator(unit, values.shape[-1], 1.0)
     scales, offsets = state.scales[:, None, None], state.offsets[:, None, None]
     for _ in range(n_steps):
-        model = project(Volume(values, 1.0), unit).images
+        model = operator.project(values)
         residual = (data.images - scales * model - offsets) * data.weights
         filtered = _filtered(residual, data.filters) * data.weights  # the same on both sides, or it need not converge
-        change = backproject(ImageStack(filtered, 1.0), unit).values
-        values = (values + change * data.support).clamp(min=0)
+        values = (values + operator.backproject(filtered) * data.support).clamp(min=0)
     return values
 
 
@@ -274,10 +277,10 @@ def step(state: AlignmentState, data: AlignmentData, settings: AlignmentSettings
 
 
 def stands_out(residuals: Tensor, limit: float) -> Tensor:
-    """(n,) bool: residuals above the median by ``limit`` robust standard deviations, and by a tenth of it at least."""
-    median = residuals.median()
-    spread = 1.4826 * (residuals - median).abs().median()
-    return residuals - median > torch.maximum(limit * spread, 0.1 * median)
+    """(n,) bool: squared residuals `_LEAST_POWER` and ``limit`` robust standard deviations above their median."""
+    power = residuals.square()
+    above = power - power.median()
+    return above > max(limit * 1.4826 * float(above.abs().median()), _LEAST_POWER)
 
 
 def _trial(state: AlignmentState, data: AlignmentData, settings: AlignmentSettings) -> float:

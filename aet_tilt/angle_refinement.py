@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.fourier import irfft2_origin
+from aet_tilt.reconstruction.operator import make_operator
+from common.data import Poses
+from common.fourier import irfft2_origin, rfft2_origin
 from common.gridding import OVERSAMPLING, interpolate_with_gradient, oversampled_transform
 from common.projection import shift_factors, slice_frequencies, slice_points
 from common.rotations import nearest_rotation, rotation_from_vector
@@ -52,27 +54,35 @@ def pose_step(
     Exact derivatives of central slices: ``exp(w) R`` moves the point ``R' k`` by ``R' (k x w)``.
     """
     d = values.shape[-1]
-    transform = oversampled_transform(values)
     frequencies, index = slice_frequencies(d, (d - 1) // 2, dtype=values.dtype, device=values.device)
-    k = torch.cat((frequencies, torch.zeros_like(frequencies[:, :1])), -1)
+    if angle_sigma is None:
+        images_of = make_operator(Poses(rotations, shifts), d, 1.0).project(values)
+        model = rfft2_origin(images_of).flatten(1)[:, index]
+        turns = model.new_zeros(len(model), 0, len(index))
+    else:
+        model, turns = _slices_and_turns(values, rotations, shifts, frequencies, index)
+    moves = (-2j * math.pi / d * frequencies.T) * model[:, None]
+    columns = torch.cat((moves, turns, model[:, None]), 1)
     weights = weights.expand_as(images)
     steps = []
-    for first in range(0, len(images), batch_size):
-        part = slice(first, first + batch_size)
-        turned, n = rotations[part], len(rotations[part])
-        found, slopes = interpolate_with_gradient(transform, slice_points(turned, frequencies))
-        phases = shift_factors(shifts[part], d).flatten(1)[:, index]
-        model = found.view(n, -1) * phases
-        columns = [(-2j * math.pi / d * frequencies[:, i]) * model for i in range(2)]
-        if angle_sigma is not None:
-            view = torch.einsum("npj,nij->npi", slopes.view(n, -1, 3), turned.to(slopes.dtype))
-            turn = OVERSAMPLING * torch.linalg.cross(view, k.to(view.dtype).expand_as(view)) * phases[..., None]
-            columns += list(turn.unbind(-1))
-        stacked = torch.stack((*columns, model), 1)
-        spectra = stacked.new_zeros(n, stacked.shape[1], d * (d // 2 + 1)).index_copy(2, index, stacked)
-        derivatives = irfft2_origin(spectra.view(n, -1, d, d // 2 + 1), d)
+    for part in torch.arange(len(images), device=values.device).split(batch_size):
+        spectra = columns.new_zeros(*columns[part].shape[:2], d * (d // 2 + 1)).index_copy(2, index, columns[part])
+        derivatives = irfft2_origin(spectra.view(*spectra.shape[:2], d, d // 2 + 1), d)
         steps.append(_solve(images[part], weights[part], derivatives, angle_sigma))
     return PoseStep(*(torch.cat(each) for each in zip(*steps, strict=True)))
+
+
+def _slices_and_turns(
+    values: Tensor, rotations: Tensor, shifts: Tensor, frequencies: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Central slices (n, p) of the shifted images, and how they change with turns about the view's axes (n, 3, p)."""
+    n, d = len(rotations), values.shape[-1]
+    found, slopes = interpolate_with_gradient(oversampled_transform(values), slice_points(rotations, frequencies))
+    phases = shift_factors(shifts, d).flatten(1)[:, index]
+    view = torch.einsum("npj,nij->npi", slopes.view(n, -1, 3), rotations.to(slopes.dtype))
+    k = torch.cat((frequencies, torch.zeros_like(frequencies[:, :1])), -1).to(view.dtype)
+    turns = OVERSAMPLING * torch.linalg.cross(view, k.expand_as(view)) * phases[..., None]
+    return found.view(n, -1) * phases, turns.mT
 
 
 def _solve(images: Tensor, weights: Tensor, derivatives: Tensor, angle_sigma: float | None) -> PoseStep:

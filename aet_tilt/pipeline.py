@@ -34,7 +34,7 @@ from common.atoms.analysis import AnalysisSettings
 from common.atoms.peaks import PeakSettings, find_peaks
 from common.atoms.species import assign_species
 from common.atoms.spot_count import SpotCountSettings, settle_count
-from common.atoms.spot_model import predict_images, spot_model
+from common.atoms.spot_model import predict_images, refined_atoms, spot_model
 from common.atoms.spots import SpotSettings, SpotState, refine_spots
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, Under, run_stage
@@ -268,10 +268,10 @@ def fit_atoms(
     first = refine_spots(
         part, poses[rows[~out]], atoms, fit, first=state.parameters, begun=state, observers=observers, name="atoms/part"
     )
-    judged = spot_model(part, first, atoms, fit)
-    left_out = predict_images(stack[rows[out]], poses[rows[out]], judged, fit)
-    last = refine_spots(stack, poses, judged.atoms, fit, observers=observers, name="atoms/all")
-    atoms = with_species(judged.atoms, last, settings.elements)
+    atoms = refined_atoms(first, atoms)
+    left_out = predict_images(stack[rows[out]], poses[rows[out]], atoms, fit)
+    last = refine_spots(stack, poses, atoms, fit, observers=observers, name="atoms/all")
+    atoms = with_species(atoms, last, settings.elements)
     return Fitted(spot_model(stack, last, atoms, fit), left_out)
 
 

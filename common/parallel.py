@@ -1,15 +1,20 @@
-"""Many processes, one answer: images in a fixed number of virtual shards, summed in a fixed order.
+"""Many processes and threads, one answer: images in a fixed number of virtual shards, summed in a fixed order.
 
 Start one process with ``python`` or N with ``torchrun --nproc-per-node N``: the shards are the same, a process takes
 every N-th of them, and the sums are added in the order of the shards. So the answer does not depend on N, bit for bit,
 as long as the number of threads of a process is the same (a matrix product may round differently with another number).
+On a CPU a process works on as many shards at a time as PyTorch has threads, each with one thread: most operations are
+too short to be shared by threads themselves.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -81,7 +86,8 @@ def sum_over_shards(
     Parameters
     ----------
     function : takes the indices of a shard's images, (k,) int64 on the CPU; returns tensors whose shapes and dtypes are
-        the same for every shard (partial sums over these images). It must not itself talk to other processes.
+        the same for every shard (partial sums over these images). It must not itself talk to other processes, and
+        several threads may be in it at once.
     n_images : >= 1.
 
     Returns
@@ -90,7 +96,7 @@ def sum_over_shards(
 
     Notes
     -----
-    Memory: one result per process at a time, not one per shard. The sum runs strictly in the order of the shards.
+    Memory: one shard per thread at a time. The sum runs strictly in the order of the shards.
     """
     return sum_over(function, shards(n_images, n_shards))
 
@@ -149,10 +155,10 @@ def _rounds(
     function: Callable[[Tensor], Sequence[Tensor]], parts: Sequence[Tensor], *, same_shape: bool, dim: int = 0
 ) -> Iterator[list[tuple[Tensor, ...]]]:
     """Results of the shards in order, as many at a time as there are processes."""
-    rank, count = process_rank(), process_count()
-    for first in range(0, len(parts), count):
+    count = process_count()
+    firsts = range(0, len(parts), count)
+    for first, own in zip(firsts, _several_at_a_time(function, own_parts(parts)), strict=True):
         these = parts[first : first + count]
-        own = tuple(function(_own(these, rank)))
         if count == 1:
             yield [own]
             continue
@@ -165,6 +171,39 @@ def _rounds(
             if same_shape
             else [tuple(t.narrow(dim, 0, n) for t in row) for row, n in zip(rows, lengths, strict=True)]
         )
+
+
+def _several_at_a_time(
+    function: Callable[[Tensor], Sequence[Tensor]], parts: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """The function of each part, in order; on a CPU as many at a time as PyTorch has threads."""
+    threads = torch.get_num_threads()
+    if threads == 1 or torch.cuda.is_initialized():  # a GPU's kernels are queued by one thread as fast as by several
+        yield from (tuple(function(part)) for part in parts)
+        return
+    waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+    recording = torch.is_grad_enabled()  # which each thread has a say of its own in
+
+    def compute(part: Tensor) -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(recording):
+            return tuple(function(part))
+
+    try:
+        for part in parts:
+            waiting.append(_lanes(threads).submit(compute, part))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@lru_cache(maxsize=1)
+def _lanes(threads: int) -> ThreadPoolExecutor:
+    """Threads whose operations keep to one thread each; there, `torch.get_num_threads` is 1."""
+    return ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _gather(tensor: Tensor, count: int, length: int | None, dim: int) -> list[Tensor]:

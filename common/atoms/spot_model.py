@@ -13,6 +13,7 @@ from torch import Tensor
 from common.atoms.shared import rigid_motions
 from common.atoms.spot_image import compared, correlations, image_batches
 from common.atoms.spot_normal import (
+    AtomInformation,
     Linearised,
     Shared,
     atom_information,
@@ -71,15 +72,15 @@ def spot_model(
     """
     settings = settings or SpotSettings()
     system = linearised(state, stack, groups_of(atoms, settings), settings)
-    blocks, _ = atom_information(system)
-    diagonal = torch.diagonal(blocks, dim1=1, dim2=2)
+    alone = atom_information(system)
+    diagonal = torch.diagonal(alone.blocks, dim1=1, dim2=2)
     ridge = 1e-9 * (diagonal + diagonal.median(0).values)  # an atom that no image sees has no information
-    alone = torch.linalg.inv(blocks + torch.diag_embed(ridge))
-    places, height = torch.diagonal(alone, dim1=1, dim2=2)[:, 1:], alone[:, 0, 0]
+    inverse = torch.linalg.inv(alone.blocks + torch.diag_embed(ridge))
+    places, height = torch.diagonal(inverse, dim1=1, dim2=2)[:, 1:], inverse[:, 0, 0]
     count = min(8, max(2, math.ceil(_PROBED / len(atoms))))
     generator = step_generator(seed, 0, stack.images.device)
-    measured = [_sampled(system, _signed(system, stack, state, generator), settings) for _ in range(count)]
-    bound = [_sampled(system, noise_slope(system, generator), settings) for _ in range(max(1, count // 2))]
+    measured = [_sampled(system, alone, _signed(system, stack, generator), settings) for _ in range(count)]
+    bound = [_sampled(system, alone, noise_slope(system, generator), settings) for _ in range(max(1, count // 2))]
     m = len(stack)
     small_sample = m / max(m - 4, 1)
     here = state.parameters
@@ -88,9 +89,7 @@ def spot_model(
     of_heights = small_sample * _mean_square([draw.atoms[:, :1] for draw in measured], height[:, None])
     wider = max(small_sample * wider, least)
     sigma, limit = ((places.mean(1) * factor).sqrt().cpu().numpy() for factor in (wider, least))
-    found = Atoms(atoms.get_chemical_symbols(), positions=here.positions.cpu().numpy())
-    found.set_array("peak_height", (here.heights / median).cpu().numpy())
-    found.set_array("b_factor", here.b_factors.cpu().numpy())
+    found = refined_atoms(state, atoms)
     found.set_array("position_sigma", sigma)
     found.set_array("position_bound", limit)
     found.set_array("height_sigma", ((height * max(of_heights, 1.0)).sqrt() / median).cpu().numpy())
@@ -101,14 +100,23 @@ def spot_model(
     return SpotModel(found, state, pm(limit), pm(sigma))
 
 
-def _signed(system: Linearised, stack: ImageStack, state: SpotState, generator: torch.Generator) -> Shared:
+def refined_atoms(state: SpotState, atoms: Atoms) -> Atoms:
+    """The atoms of a state, without sigmas; symbols as in ``atoms``."""
+    here = state.parameters
+    found = Atoms(atoms.get_chemical_symbols(), positions=here.positions.cpu().numpy())
+    found.set_array("peak_height", (here.heights / here.heights.median()).cpu().numpy())
+    found.set_array("b_factor", here.b_factors.cpu().numpy())
+    return found
+
+
+def _signed(system: Linearised, stack: ImageStack, generator: torch.Generator) -> Shared:
     """The gradients of the images summed with random signs."""
     signs = torch.randint(0, 2, (len(stack),), generator=generator, device=generator.device) * 2.0 - 1.0
     return image_slope(system, signs.double())
 
 
-def _sampled(system: Linearised, right: Shared, settings: SpotSettings) -> Shared:
-    return solve(system, right, damping=1e-6, tolerance=0.05, most=2 * settings.products)[0]
+def _sampled(system: Linearised, alone: AtomInformation, right: Shared, settings: SpotSettings) -> Shared:
+    return solve(system, alone, right, damping=1e-6, tolerance=0.05, most=2 * settings.products)[0]
 
 
 def _ratio(draws: list[Shared], positions: Tensor, alone: Tensor) -> float:
@@ -141,19 +149,17 @@ class Prediction:
     state: SpotState
 
 
-def predict_images(
-    stack: ImageStack, poses: Poses, model: SpotModel, settings: SpotSettings | None = None
-) -> Prediction:
+def predict_images(stack: ImageStack, poses: Poses, atoms: Atoms, settings: SpotSettings | None = None) -> Prediction:
     """Predict images that were left out: only their own pose, scale and background are fitted, the atoms are kept.
 
     Parameters
     ----------
     stack, poses : the images left out and what is known of their poses.
-    model : refined without them.
-    settings : as it was refined.
+    atoms : refined without them (`refined_atoms`).
+    settings : as they were refined.
     """
     settings = settings or SpotSettings()
-    state = fit_images(stack, poses, model, settings)
+    state = fit_images(stack, poses, atoms, settings)
 
     def of_images(rows: Tensor) -> tuple[Tensor, ...]:
         expected, signal, images, inside = compared(state.parameters, stack, rows)
@@ -166,8 +172,6 @@ def predict_images(
     return Prediction(float(difference.sum() / total.sum()), float(each.mean()), difference / total, each, state)
 
 
-def fit_images(stack: ImageStack, poses: Poses, model: SpotModel, settings: SpotSettings) -> SpotState:
-    """Poses, scales, blurs and backgrounds of further images with the atoms of a model."""
-    frozen = replace(settings, learn_spread=False, max_steps=6, products=0)
-    state = refine_spots(stack, poses, model.atoms, frozen)
-    return state
+def fit_images(stack: ImageStack, poses: Poses, atoms: Atoms, settings: SpotSettings) -> SpotState:
+    """Poses, scales, blurs and backgrounds of further images, the atoms kept."""
+    return refine_spots(stack, poses, atoms, replace(settings, learn_spread=False, max_steps=6, products=0))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -267,8 +268,15 @@ class Preconditioner:
         return Shared((self.blocks @ vector.atoms[..., None])[..., 0], self.widening * vector.widening)
 
 
-def atom_information(system: Linearised) -> tuple[Tensor, Tensor]:
-    """Information of each atom alone: (n, 4, 4) of height and position, and (g,) of the widening."""
+class AtomInformation(NamedTuple):
+    """Information of each atom alone: blocks (n, 4, 4) of height and position, and widening (g,)."""
+
+    blocks: Tensor
+    widening: Tensor
+
+
+def atom_information(system: Linearised) -> AtomInformation:
+    """What the images say of each atom, all else known."""
     n, pixel = len(system.groups), system.pixel_size
 
     def of_images(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,12 +292,11 @@ def atom_information(system: Linearised) -> tuple[Tensor, Tensor]:
         wide = torch.zeros_like(system.precision.widening).index_add(0, system.groups, each)
         return (turn.mT @ flat @ turn).sum(0), wide
 
-    blocks, wide = sum_over(of_images, system.rows)
-    return blocks, wide
+    return AtomInformation(*sum_over(of_images, system.rows))
 
 
-def precondition(system: Linearised, damping: float) -> Preconditioner:
-    blocks, wide = atom_information(system)
+def precondition(system: Linearised, alone: AtomInformation, damping: float) -> Preconditioner:
+    blocks, wide = alone
     diagonal = torch.diagonal(blocks, dim1=1, dim2=2)
     extra = damping * diagonal + system.precision.atoms + 1e-12 * diagonal.amax()
     return Preconditioner(
@@ -298,13 +305,15 @@ def precondition(system: Linearised, damping: float) -> Preconditioner:
     )
 
 
-def solve(system: Linearised, right: Shared, *, damping: float, tolerance: float, most: int) -> tuple[Shared, int]:
+def solve(
+    system: Linearised, alone: AtomInformation, right: Shared, *, damping: float, tolerance: float, most: int
+) -> tuple[Shared, int]:
     """Conjugate gradients on ``(matrix + damping * diagonal) x = right``; x and the number of products.
 
-    tolerance : of the residual in the preconditioner's norm, relative.
+    alone : of the atoms of the system. tolerance : of the residual in the preconditioner's norm, relative.
     """
-    inverse, (blocks, wide) = precondition(system, damping), atom_information(system)
-    diagonal = Shared(torch.diagonal(blocks, dim1=1, dim2=2) * damping, wide * damping)
+    inverse = precondition(system, alone, damping)
+    diagonal = Shared(torch.diagonal(alone.blocks, dim1=1, dim2=2), alone.widening) * damping
     found = right * 0.0
     rest, direction = right, inverse.apply(right)
     energy = first = float(rest.dot(direction))

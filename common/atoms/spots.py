@@ -30,6 +30,7 @@ from common.atoms.spot_image import (
 )
 from common.atoms.spot_noise import flat_noise, measure_noise
 from common.atoms.spot_normal import (
+    AtomInformation,
     Linearised,
     Shared,
     atom_information,
@@ -246,7 +247,8 @@ def step(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSett
     precision = own_precision(state.spread, stack, here.backgrounds.shape[1])
     system = linearised(state, stack, groups, settings, damping=state.damping)
     right = image_slope(system) + shared_prior(here, system) * -1.0
-    change, _ = solve(system, right, damping=state.damping, tolerance=0.05, most=settings.products)
+    alone = atom_information(system)
+    change, _ = solve(system, alone, right, damping=state.damping, tolerance=0.05, most=settings.products)
     change = limited(change, here, stack.pixel_size)
     own = own_step(system, change)
     widening = change.widening[system.groups]
@@ -255,7 +257,7 @@ def step(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSett
     offset = state.offset + own
     rise_of_prior = prior_merit(offset, precision) - prior_merit(state.offset, precision)
     better = gained(here, there, stack, state.noise, settings.batch_size) + rise_of_prior > -1e-3
-    stride = stride_of(change, here.positions, system)
+    stride = stride_of(change, here.positions, alone)
     last = state.iteration + 1 >= settings.max_steps or state.damping > 1e5
     if not better:
         return replace(state, iteration=state.iteration + 1, damping=max(state.damping * 30, 1e-2), done=last)
@@ -375,12 +377,11 @@ def limited(change: Shared, here: SpotParameters, pixel_size: float) -> Shared:
     return Shared(atoms, change.widening.clamp(-reach, reach))
 
 
-def stride_of(change: Shared, positions: Tensor, system: Linearised) -> float:
+def stride_of(change: Shared, positions: Tensor, alone: AtomInformation) -> float:
     """Rms step of the atoms (positions (n, 3)) in units of their sigmas, rigid motions left out."""
-    blocks, _ = atom_information(system)
     rigid, flat = rigid_motions(positions), change.atoms[:, 1:].flatten()
     place = (flat - rigid @ (rigid.T @ flat)).reshape(-1, 3)
-    return math.sqrt(float(torch.einsum("ni,nij,nj->n", place, blocks[:, 1:, 1:], place).mean()) / 3)
+    return math.sqrt(float(torch.einsum("ni,nij,nj->n", place, alone.blocks[:, 1:, 1:], place).mean()) / 3)
 
 
 def recentred(parameters: SpotParameters, offset: Tensor) -> tuple[SpotParameters, Tensor]:

@@ -88,7 +88,7 @@ def test_atoms_reach_the_bound_and_sigmas_are_honest() -> None:
     assert error < 1.25 * model.bound_pm / 100
     assert 0.8 < 100 * error / model.sigma_pm < 1.3
     assert 0.9 < float(state.noise.gain[0]) < 1.1
-    assert predict_images(stack[out], poses[out], model).correlation > 0.8
+    assert predict_images(stack[out], poses[out], model.atoms).correlation > 0.8
 
 
 def test_the_number_of_images_at_a_time_changes_nothing() -> None:
@@ -108,7 +108,7 @@ def test_pixels_that_were_not_measured_say_nothing() -> None:
         settings = SpotSettings(max_steps=4)
         state = refine_spots(padded, poses, truth, settings)
         model = spot_model(padded, state, truth, settings)
-        found.append((model.atoms, predict_images(padded, poses, model, settings).r1))
+        found.append((model.atoms, predict_images(padded, poses, model.atoms, settings).r1))
     (first, r1), others = found[0], found[1:]
     for atoms, other in others:
         assert other == pytest.approx(r1, rel=1e-9)
