@@ -1,7 +1,8 @@
 """Gaussian spots drawn on local patches of images, with derivatives, and the exact adjoint of drawing them.
 
 A spot is a product of two one-dimensional Gaussians, so that each patch is an outer product of short vectors: the cost
-is O(spots reach^2) whatever the size of the images.
+is O(spots reach^2) whatever the size of the images. Spots are the last axis: a patch is too short for a processor's
+vectors, a run of spots is not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Patches:
     """Where n spots in each of b images of d x d pixels lie, and their factors along x and y.
 
     corner : (b n,) index of each patch's first pixel in the flat, padded stack.
-    x, y : (b n, 3, p) the Gaussian, normalised to a sum of 1, and its first and second derivative by the position.
+    x, y : (3, p, b n) the Gaussian, normalised to a sum of 1, and its first and second derivative by the position.
     shape : b, n, d.
     """
 
@@ -33,19 +34,19 @@ class Patches:
     @property
     def border(self) -> int:
         """Pixels that pad each image on every side."""
-        return self.x.shape[-1]
+        return self.x.shape[1]
 
     @property
     def width(self) -> int:
         return self.shape[2] + 2 * self.border
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of spots and the indices (s, p, p) of their pixels in the flat, padded stack."""
+        """Runs of spots and the indices (p, p, s) of their pixels, by y and x, in the flat, padded stack."""
         steps = torch.arange(self.border, device=self.corner.device)
-        offsets = steps[:, None] * self.width + steps
+        offsets = (steps[:, None] * self.width + steps)[..., None]
         for start in range(0, len(self.corner), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            yield part, self.corner[part, None, None] + offsets
+            yield part, self.corner[part] + offsets
 
 
 def patch_side(variance: float, reach: float = 4.0) -> int:
@@ -68,15 +69,15 @@ def spot_patches(places: Tensor, variances: Tensor, box_size: int, side: int) ->
     # a spot far outside is drawn on a patch at the rim, where it is zero
     nearest = place.round().clamp(-half - 1, box_size + half)
     steps = torch.arange(-half, half + 1, device=places.device, dtype=variances.dtype)
-    t = steps - (place - nearest).to(variances.dtype)[..., None]
-    v = variances.reshape(-1, 1, 1)
+    t = steps[:, None] - (place - nearest).to(variances.dtype).T[:, None]  # (2, p, b n)
+    v = variances.reshape(-1)
     g = torch.exp(-t * t / (2 * v)) / torch.sqrt(2 * math.pi * v)
-    factors = torch.stack((g, g * t / v, g * (t * t / v - 1) / v), -2)
+    x, y = torch.stack((g, g * t / v, g * (t * t / v - 1) / v), 1)
     first = nearest.long() - half + side
     width = box_size + 2 * side
     image = torch.arange(b, device=places.device).repeat_interleave(n) * width**2
     corner = image + first[:, 1] * width + first[:, 0]
-    return Patches(corner, factors[:, 0], factors[:, 1], (b, n, box_size))
+    return Patches(corner, x, y, (b, n, box_size))
 
 
 def render_spots(
@@ -95,21 +96,21 @@ def render_spots(
     Images (b, d, d).
     """
     b, _, d = patches.shape
-    along = amplitude.reshape(-1, 1) * patches.x[:, 0]
+    along = amplitude.reshape(-1) * patches.x[0]
     across = None
     if move is not None:
-        along = along + move[..., 0].reshape(-1, 1) * patches.x[:, 1]
-        across = move[..., 1].reshape(-1, 1) * patches.y[:, 1]
+        along = along + move[..., 0].reshape(-1) * patches.x[1]
+        across = move[..., 1].reshape(-1) * patches.y[1]
     if widen is not None:
-        along = along + widen.reshape(-1, 1) / 2 * patches.x[:, 2]
-        more = widen.reshape(-1, 1) / 2 * patches.y[:, 2]
+        along = along + widen.reshape(-1) / 2 * patches.x[2]
+        more = widen.reshape(-1) / 2 * patches.y[2]
         across = more if across is None else across + more
     canvas = along.new_zeros(b * patches.width**2)
     for part, index in patches.parts():
-        drawn = patches.y[part, 0, :, None] * along[part, None, :]
+        drawn = patches.y[0, :, None, part] * along[:, part]
         if across is not None:
-            drawn.addcmul_(across[part, :, None], patches.x[part, 0, None, :])
-        canvas.index_add_(0, index.reshape(-1), drawn.reshape(-1))
+            drawn.addcmul_(across[:, None, part], patches.x[0, :, part])
+        canvas.scatter_add_(0, index.reshape(-1), drawn.reshape(-1))
     inner = slice(patches.border, patches.border + d)
     return canvas.reshape(b, patches.width, patches.width)[:, inner, inner]
 
@@ -123,16 +124,23 @@ def correlate_spots(images: Tensor, patches: Patches) -> Tensor:
     """The adjoint of :func:`render_spots`: (b, n, 4), inner products of the images (b, d, d) with the changes that a
     change of amplitude, a move in x, a move in y and a widening make."""
     flat = _padded(images, patches)
-    result = flat.new_empty(len(patches.corner), 4)
+    result = flat.new_empty(4, len(patches.corner))
     for part, index in patches.parts():
-        under = flat.index_select(0, index.reshape(-1)).view(index.shape)
-        x, y = patches.x[part], patches.y[part]
-        rows = torch.stack([(y[:, k, :, None] * under).sum(1) for k in range(3)], 1)
-        result[part, 0] = (rows[:, 0] * x[:, 0]).sum(-1)
-        result[part, 1] = (rows[:, 0] * x[:, 1]).sum(-1)
-        result[part, 2] = (rows[:, 1] * x[:, 0]).sum(-1)
-        result[part, 3] = ((rows[:, 0] * x[:, 2]).sum(-1) + (rows[:, 2] * x[:, 0]).sum(-1)) / 2
-    return result.reshape(*patches.shape[:2], 4)
+        x, rows = patches.x[..., part], _along_y(patches.y[..., part], flat, index)
+        result[0, part] = (rows[0] * x[0]).sum(0)
+        result[1, part] = (rows[0] * x[1]).sum(0)
+        result[2, part] = (rows[1] * x[0]).sum(0)
+        result[3, part] = ((rows[0] * x[2]).sum(0) + (rows[2] * x[0]).sum(0)) / 2
+    return result.T.reshape(*patches.shape[:2], 4)
+
+
+def _along_y(factors: Tensor, flat: Tensor, index: Tensor) -> Tensor:
+    """Patches (p, p, s) under the spots, each multiplied by factors (k, p, s) and summed along y: (k, p, s) by x."""
+    under = flat.index_select(0, index.reshape(-1)).view(index.shape)
+    rows = factors[:, 0, None] * under[0]
+    for j in range(1, len(under)):
+        rows.addcmul_(factors[:, j, None], under[j])
+    return rows
 
 
 def spot_information(weights: Tensor, patches: Patches) -> Tensor:
@@ -147,18 +155,15 @@ def spot_information(weights: Tensor, patches: Patches) -> Tensor:
     (b, n, 3, 3) for amplitude, x and y; moves of unit amplitude.
     """
     flat = _padded(weights, patches)
-    result = flat.new_empty(len(patches.corner), 3, 3)
+    result = flat.new_empty(3, 3, len(patches.corner))
     for part, index in patches.parts():
-        under = flat.index_select(0, index.reshape(-1)).view(index.shape)
-        x, y = patches.x[part], patches.y[part]
-        pair_x, pair_y = ((0, 0), (0, 1), (1, 1)), {}
-        for a, b in pair_x:
-            pair_y[a, b] = ((y[:, a] * y[:, b])[:, :, None] * under).sum(1)
+        x, y = patches.x[..., part], patches.y[..., part]
+        # of the weights, by the orders of the derivatives along y
+        rows = _along_y(torch.stack((y[0] * y[0], y[0] * y[1], y[1] * y[1])), flat, index)
         # rows and columns: amplitude, x, y, as orders of the derivative along each axis
         orders = ((0, 0), (1, 0), (0, 1))
         for i, (xi, yi) in enumerate(orders):
             for j, (xj, yj) in enumerate(orders[: i + 1]):
-                rows = pair_y[min(yi, yj), max(yi, yj)]
-                result[part, i, j] = (rows * x[:, xi] * x[:, xj]).sum(-1)
-                result[part, j, i] = result[part, i, j]
-    return result.reshape(*patches.shape[:2], 3, 3)
+                result[i, j, part] = (rows[yi + yj] * x[xi] * x[xj]).sum(0)
+                result[j, i, part] = result[i, j, part]
+    return result.permute(2, 0, 1).reshape(*patches.shape[:2], 3, 3)
