@@ -1,10 +1,9 @@
 """Many processes and threads, one answer: images in a fixed number of virtual shards, summed in a fixed order.
 
 Start one process with ``python`` or N with ``torchrun --nproc-per-node N``: the shards are the same, a process takes
-every N-th of them, and the sums are added in the order of the shards. So the answer does not depend on N, bit for bit,
-as long as the number of threads of a process is the same (a matrix product may round differently with another number).
-On a CPU a process works on as many shards at a time as PyTorch has threads, each with one thread: most operations are
-too short to be shared by threads themselves.
+every N-th of them, and the sums are added in the order of the shards. So the answer does not depend on N, bit for bit.
+The threads of a process (`use_threads`) take a shard each: most operations are too short to be shared by threads, and
+one that is shared may round differently with another number of them.
 """
 
 from __future__ import annotations
@@ -15,12 +14,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 N_SHARDS = 16
+_threads = 1  # of this process; each works on a part
+
+
+def use_threads(count: int) -> None:
+    """Work on so many parts at a time from now on, each operation on one thread; the answer does not depend on it."""
+    global _threads
+    torch.set_num_threads(1)  # in threads to come, too
+    _threads = count
 
 
 def process_rank() -> int:
@@ -157,7 +167,7 @@ def _rounds(
     """Results of the shards in order, as many at a time as there are processes."""
     count = process_count()
     firsts = range(0, len(parts), count)
-    for first, own in zip(firsts, _several_at_a_time(function, own_parts(parts)), strict=True):
+    for first, own in zip(firsts, ahead(lambda part: tuple(function(part)), own_parts(parts)), strict=True):
         these = parts[first : first + count]
         if count == 1:
             yield [own]
@@ -173,20 +183,18 @@ def _rounds(
         )
 
 
-def _several_at_a_time(
-    function: Callable[[Tensor], Sequence[Tensor]], parts: Iterable[Tensor]
-) -> Iterator[tuple[Tensor, ...]]:
-    """The function of each part, in order; on a CPU as many at a time as PyTorch has threads."""
-    threads = torch.get_num_threads()
-    if threads == 1 or torch.cuda.is_initialized():  # a GPU's kernels are queued by one thread as fast as by several
-        yield from (tuple(function(part)) for part in parts)
+def ahead(function: Callable[[Tensor], T], parts: Iterable[Tensor]) -> Iterator[T]:
+    """The function of each part, in order, computed ahead by the threads there are."""
+    threads = _threads
+    if threads == 1 or torch.cuda.is_initialized():  # one thread queues a GPU's work as fast as several
+        yield from map(function, parts)
         return
-    waiting: deque[Future[tuple[Tensor, ...]]] = deque()
+    waiting: deque[Future[T]] = deque()
     recording = torch.is_grad_enabled()  # which each thread has a say of its own in
 
-    def compute(part: Tensor) -> tuple[Tensor, ...]:
+    def compute(part: Tensor) -> T:
         with torch.set_grad_enabled(recording):
-            return tuple(function(part))
+            return function(part)
 
     try:
         for part in parts:
@@ -202,8 +210,7 @@ def _several_at_a_time(
 
 @lru_cache(maxsize=1)
 def _lanes(threads: int) -> ThreadPoolExecutor:
-    """Threads whose operations keep to one thread each; there, `torch.get_num_threads` is 1."""
-    return ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, "lane")
 
 
 def _gather(tensor: Tensor, count: int, length: int | None, dim: int) -> list[Tensor]:

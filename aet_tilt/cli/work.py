@@ -11,7 +11,7 @@ from pathlib import Path
 from aet_tilt.cli.outputs import write_outputs
 from aet_tilt.pipeline import Settings
 from aet_tilt.result import Reconstruction
-from common.cli.program import Parser, choose_device, set_threads
+from common.cli.program import Parser, add_threads_argument, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, keep_inputs, summarise, tell
 from common.cli.settings import add_settings, read_settings
@@ -59,8 +59,7 @@ def add_run_arguments(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help="where to compute (default: auto)")
-    threads = "CPU threads of each process (default: 1; more processes: torchrun)"
-    group.add_argument("--threads", metavar="N", type=int, default=1, help=threads)
+    add_threads_argument(group)
     add_settings(parser, InputSettings, section="input")
     add_settings(parser, Settings)
 

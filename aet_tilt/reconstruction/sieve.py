@@ -48,13 +48,15 @@ class SieveSettings:
 
 @dataclass(frozen=True)
 class SieveState(VolumeState):
-    """heights : u, (d, d, d) >= 0. ahead : (d, d, d) where the next gradient is taken. inertia : t of the acceleration.
+    """heights : u, (d, d, d) >= 0. ahead : (d, d, d) where the next gradient is taken, and blurred_ahead its blurred map.
+    inertia : t of the acceleration.
 
     norm : largest eigenvalue of the normal operator.
     """
 
     heights: Tensor
     ahead: Tensor
+    blurred_ahead: Tensor
     inertia: float
     norm: float
 
@@ -67,23 +69,24 @@ def blurred(values: Tensor, width: float) -> Tensor:
 def start(problem: Problem) -> SieveState:
     """Nothing, and the size of a step."""
     nothing = torch.zeros_like(problem.support)
-    return SieveState(0, False, nothing, 1.0, nothing, nothing, 1.0, squared_norm(problem))
+    return SieveState(0, False, nothing, 1.0, nothing, nothing, nothing, 1.0, squared_norm(problem))
 
 
 def step(state: SieveState, problem: Problem, settings: SieveSettings) -> SieveState:
     """One accelerated projected gradient step."""
-    predicted = problem.operator.project(blurred(state.ahead, settings.width))
+    predicted = problem.operator.project(state.blurred_ahead)
     gradient = blurred(problem.operator.backproject(predicted - problem.images), settings.width)
     heights = (state.ahead - gradient / state.norm).clamp(min=0) * problem.support
     inertia = (1 + math.sqrt(1 + 4 * state.inertia**2)) / 2
-    ahead = heights + ((state.inertia - 1) / inertia) * (heights - state.heights)
+    swing, values = (state.inertia - 1) / inertia, blurred(heights, settings.width)
     return SieveState(
         state.iteration + 1,
         state.iteration + 1 >= settings.iterations,
-        blurred(heights, settings.width),
+        values,
         r_factor(predicted, problem.images),
         heights,
-        ahead,
+        heights + swing * (heights - state.heights),
+        values + swing * (values - state.values),  # the blur is linear
         inertia,
         state.norm,
     )

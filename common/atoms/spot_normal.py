@@ -31,7 +31,7 @@ from common.atoms.spot_image import (
 from common.atoms.spot_rendering import Patches, correlate_spots, render_spots, spot_information
 from common.data import Focus, ImageStack
 from common.iteration import step_generator
-from common.parallel import map_over, own_parts, sum_over
+from common.parallel import ahead, map_over, own_parts, sum_over
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ def linearise(
     own_offset : (m, 7 + k) how far they are from what the prior expects.
     damping : of Levenberg, for the images' own parameters.
     """
-    basis, batches = basis_for(parameters, stack), {}
+    basis = basis_for(parameters, stack)
     inside = stack.inside.to(basis)
     every = image_batches(len(parameters.scales), batch_size, parameters.scales.device)
-    for rows in own_parts(every):
+
+    def of_images(rows: Tensor) -> _Batch:
         part, images = parameters.images(rows), stack.images[rows].to(basis)
         patches = lay_out(part, stack)
         signal = signal_of(part, patches)
@@ -129,7 +130,10 @@ def linearise(
         inverse = torch.linalg.inv(normal + torch.diag_embed(prior + damping * torch.diagonal(normal, dim1=1, dim2=2)))
         slope = (columns @ residual.flatten(1)[..., None])[..., 0].double()
         slope = torch.where(free, slope - prior * own_offset[rows], 0.0)
-        batches[int(rows[0])] = _Batch(part, patches, weight, residual, columns, inverse, slope)
+        return _Batch(part, patches, weight, residual, columns, inverse, slope)
+
+    own = own_parts(every)
+    batches = {int(rows[0]): batch for rows, batch in zip(own, ahead(of_images, own), strict=True)}
     return Linearised(every, batches, groups, precision, stack.pixel_size)
 
 

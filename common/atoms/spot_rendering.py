@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_AT_ONCE = 2048  # spots: their patches stay in a processor's cache
+_AT_ONCE = 4096  # spots: their patches stay in a processor's cache, and threads seldom wait for the interpreter
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,19 @@ class Patches:
     def width(self) -> int:
         return self.shape[2] + 2 * self.border
 
-    def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """Runs of spots and the indices (p, p, s) of their pixels, by y and x, in the flat, padded stack."""
-        steps = torch.arange(self.border, device=self.corner.device)
+    def parts(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Runs of spots, the indices (p, p, s) of their pixels, by y and x, in the flat, padded stack, and room for as
+        many values; the memory of both is that of the next run too."""
+        p = self.border
+        steps = torch.arange(p, device=self.corner.device)
         offsets = (steps[:, None] * self.width + steps)[..., None]
+        most = p * p * min(_AT_ONCE, len(self.corner))
+        indices, values = self.corner.new_empty(most), self.x.new_empty(most)
         for start in range(0, len(self.corner), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            yield part, self.corner[part] + offsets
+            corner = self.corner[part]
+            index, room = (memory[: p * p * len(corner)].view(p, p, -1) for memory in (indices, values))
+            yield part, torch.add(corner, offsets, out=index), room
 
 
 def patch_side(variance: float, reach: float = 4.0) -> int:
@@ -106,8 +112,8 @@ def render_spots(
         more = widen.reshape(-1) / 2 * patches.y[2]
         across = more if across is None else across + more
     canvas = along.new_zeros(b * patches.width**2)
-    for part, index in patches.parts():
-        drawn = patches.y[0, :, None, part] * along[:, part]
+    for part, index, room in patches.parts():
+        drawn = torch.mul(patches.y[0, :, None, part], along[:, part], out=room)
         if across is not None:
             drawn.addcmul_(across[:, None, part], patches.x[0, :, part])
         canvas.scatter_add_(0, index.reshape(-1), drawn.reshape(-1))
@@ -125,8 +131,8 @@ def correlate_spots(images: Tensor, patches: Patches) -> Tensor:
     change of amplitude, a move in x, a move in y and a widening make."""
     flat = _padded(images, patches)
     result = flat.new_empty(4, len(patches.corner))
-    for part, index in patches.parts():
-        x, rows = patches.x[..., part], _along_y(patches.y[..., part], flat, index)
+    for part, index, room in patches.parts():
+        x, rows = patches.x[..., part], _along_y(patches.y[..., part], flat, index, room)
         result[0, part] = (rows[0] * x[0]).sum(0)
         result[1, part] = (rows[0] * x[1]).sum(0)
         result[2, part] = (rows[1] * x[0]).sum(0)
@@ -134,12 +140,12 @@ def correlate_spots(images: Tensor, patches: Patches) -> Tensor:
     return result.T.reshape(*patches.shape[:2], 4)
 
 
-def _along_y(factors: Tensor, flat: Tensor, index: Tensor) -> Tensor:
+def _along_y(factors: Tensor, flat: Tensor, index: Tensor, room: Tensor) -> Tensor:
     """Patches (p, p, s) under the spots, each multiplied by factors (k, p, s) and summed along y: (k, p, s) by x."""
-    under = flat.index_select(0, index.reshape(-1)).view(index.shape)
-    rows = factors[:, 0, None] * under[0]
-    for j in range(1, len(under)):
-        rows.addcmul_(factors[:, j, None], under[j])
+    torch.index_select(flat, 0, index.view(-1), out=room.view(-1))
+    rows = factors[:, 0, None] * room[0]
+    for j in range(1, len(room)):
+        rows.addcmul_(factors[:, j, None], room[j])
     return rows
 
 
@@ -156,10 +162,10 @@ def spot_information(weights: Tensor, patches: Patches) -> Tensor:
     """
     flat = _padded(weights, patches)
     result = flat.new_empty(3, 3, len(patches.corner))
-    for part, index in patches.parts():
+    for part, index, room in patches.parts():
         x, y = patches.x[..., part], patches.y[..., part]
         # of the weights, by the orders of the derivatives along y
-        rows = _along_y(torch.stack((y[0] * y[0], y[0] * y[1], y[1] * y[1])), flat, index)
+        rows = _along_y(torch.stack((y[0] * y[0], y[0] * y[1], y[1] * y[1])), flat, index, room)
         # rows and columns: amplitude, x, y, as orders of the derivative along each axis
         orders = ((0, 0), (1, 0), (0, 1))
         for i, (xi, yi) in enumerate(orders):

@@ -10,11 +10,15 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from common.cli.settings import nearest
+from common.cli.workers import free_cores
 from common.data import InputError
+from common.parallel import use_threads
 
 OK, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_MOST_THREADS = 8  # by default: more gain little and take memory
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,13 +107,30 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def set_threads(n: int) -> None:
-    """Let each process compute with so many CPU threads.
+def add_threads_argument(parser: argparse._ActionsContainer) -> None:
+    text = "CPU threads of a process (default: 0, as many as OMP_NUM_THREADS says or as there are cores, up to 8)"
+    parser.add_argument("--threads", metavar="N", type=int, default=0, help=text)
+
+
+def set_threads(n: int) -> int:
+    """Let this process compute with so many CPU threads, which does not change what it computes.
+
+    Parameters
+    ----------
+    n : threads; 0: as many as OMP_NUM_THREADS says (torchrun sets it) or as there are free cores, up to 8.
+
+    Returns
+    -------
+    How many they are.
 
     Raises
     ------
-    InputError : not a positive number.
+    InputError : a negative number.
     """
-    if n < 1:
-        raise InputError(f"--threads is {n}, expected at least 1")
-    torch.set_num_threads(n)
+    if n < 0:
+        raise InputError(f"--threads is {n}, expected 0 (automatic) or more")
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    count = n or (int(stated) if stated.isdecimal() and int(stated) > 0 else min(free_cores(), _MOST_THREADS))
+    threadpool_limits(1)  # of the linear algebra of numpy and scipy, whose rounding would depend on it
+    use_threads(count)
+    return count

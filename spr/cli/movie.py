@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, name: str) -> int:
     settings: MovieRoadSettings = chosen[""]
     out: Path = arguments.out or _beside(arguments.movie)
     require_one_process("spr movie")
-    set_threads(arguments.threads)
+    threads = set_threads(arguments.threads)
     if arguments.jobs < 0:
         raise InputError(f"--jobs is {arguments.jobs}, expected 0 (automatic) or more")
     clock = Clock()
@@ -109,11 +109,10 @@ def run(arguments: argparse.Namespace, name: str) -> int:
                         write_frames(own.path, replace(stack, optics=optics), shifts, weights)
                     run_of_it = {"inputs": inputs, "settings": described, "command": name, "device": device.type}
                     tasks.append((_Task(k, own.path, run_of_it, shifts.tolist(), weights.weights.tolist()),))
-            jobs = arguments.jobs or (1 if device.type == "cuda" else max(1, free_cores() // arguments.threads))
-            several = min(jobs, len(tasks)) > 1
-            work = partial(
-                _one_particle, settings=settings, device=str(device), threads=arguments.threads, alone=not several
-            )
+            fitting = 1 if device.type == "cuda" else max(1, free_cores() // max(1, arguments.threads))
+            jobs = max(1, min(arguments.jobs or fitting, len(tasks)))
+            each = arguments.threads or max(1, threads // jobs)
+            work = partial(_one_particle, settings=settings, device=str(device), threads=each, alone=jobs == 1)
             results = []
             for k, result in enumerate(side_by_side(work, tasks, jobs), start=1):
                 results.append(result)

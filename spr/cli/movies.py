@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from common.cli.program import Parser, set_threads
+from common.cli.program import Parser, add_threads_argument, set_threads
 from common.cli.runs import refuse_to_replace
 from common.cli.settings import add_settings, read_settings
 from common.data import InputError
@@ -58,7 +58,7 @@ def add_arguments(parser: Parser, name: str) -> None:
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help=f"gets {', '.join(OUTPUTS[name])}")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file")
-    parser.add_argument("--threads", metavar="N", type=int, default=1, help="CPU threads (default: 1)")
+    add_threads_argument(parser)
     if name != "background":
         text = "positions of the particles in the first frames, two columns x y in pixels (default: found)"
         parser.add_argument("--box-file", metavar="FILE", type=Path, help=text)

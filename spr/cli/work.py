@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.cli.program import Parser, choose_device, set_threads
+from common.cli.program import Parser, add_threads_argument, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, keep_inputs, summarise, tell
 from common.cli.settings import add_settings, read_settings
@@ -67,8 +67,7 @@ def add_machine_arguments(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("machine")
     devices = "where to compute (default: auto, a GPU where there is one)"
     group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help=devices)
-    threads = "CPU threads of each process (default: 1, the least CPU time; more processes: torchrun)"
-    group.add_argument("--threads", metavar="N", type=int, default=1, help=threads)
+    add_threads_argument(group)
     return group
 
 

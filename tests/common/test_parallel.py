@@ -1,17 +1,19 @@
-"""The answer does not depend on the number of processes, bit for bit."""
+"""The answer does not depend on the number of processes and threads, bit for bit."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.parallel import map_over_shards, process_count, process_rank, shards, sum_over_shards
+from common.parallel import map_over_shards, process_count, process_rank, shards, sum_over_shards, use_threads
 
 # Values of very different size, so that another order of summation shows in the last bits.
 PROGRAM = """
@@ -102,3 +104,38 @@ def test_one_process_needs_no_setting_up() -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="0 images"):
         sum_over_shards(lambda i: (i,), 0)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    use_threads(3)
+    yield
+    use_threads(1)
+
+
+def test_threads_give_every_bit_of_what_one_gives(three_threads: None) -> None:
+    images = torch.exp(8 * torch.randn(50, 6, 6, generator=torch.Generator().manual_seed(1)))
+    workers = set()
+
+    def spectrum(rows: torch.Tensor) -> tuple[torch.Tensor]:
+        workers.add(threading.current_thread().name)
+        return (torch.fft.fft2(images[rows]),)
+
+    several = sum_over_shards(lambda i: (spectrum(i)[0].sum(0),), 50), map_over_shards(spectrum, 50)
+    assert len(workers) == 3
+    assert threading.current_thread().name not in workers
+    use_threads(1)
+    alone = sum_over_shards(lambda i: (spectrum(i)[0].sum(0),), 50), map_over_shards(spectrum, 50)
+    for (a,), (b,) in zip(several, alone, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_error_in_a_thread_is_raised_and_gradients_are_as_outside(three_threads: None) -> None:
+    def bad(rows: torch.Tensor) -> tuple[torch.Tensor]:
+        raise ValueError(f"image {int(rows[0])}")
+
+    with pytest.raises(ValueError, match="image 0"):
+        sum_over_shards(bad, 20)
+    with torch.no_grad():
+        (recording,) = map_over_shards(lambda i: (torch.full((len(i),), torch.is_grad_enabled()),), 20)
+    assert not bool(recording.any())

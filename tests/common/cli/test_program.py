@@ -64,9 +64,15 @@ def test_a_gpu_is_taken_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch)
         choose_device("gpu")
 
 
-def test_zero_threads_are_refused() -> None:
-    with pytest.raises(InputError, match="--threads is 0"):
-        set_threads(0)
+def test_threads_are_as_many_as_asked_for_or_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--threads is -1"):
+        set_threads(-1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    try:
+        assert set_threads(0) == 3
+        assert set_threads(2) == 2
+    finally:
+        set_threads(1)
 
 
 @dataclass(frozen=True)
