@@ -12,6 +12,7 @@ from aet_tilt.reconstruction.operator import make_operator
 from common.data import Poses
 from common.fourier import irfft2_origin, rfft2_origin
 from common.gridding import OVERSAMPLING, interpolate_with_gradient, oversampled_transform
+from common.least_squares import least_squares
 from common.projection import shift_factors, slice_frequencies, slice_points
 from common.rotations import nearest_rotation, rotation_from_vector
 
@@ -114,7 +115,7 @@ def _solve(images: Tensor, weights: Tensor, derivatives: Tensor, angle_sigma: fl
 def without_common_translation(steps: Tensor, rotations: Tensor) -> Tensor:
     """Shifts (n, 2) less those of the best common movement of the specimen (three numbers), which no image tells."""
     design = rotations[:, :2].reshape(-1, 3)
-    movement = torch.linalg.lstsq(design.double(), steps.reshape(-1, 1).double(), driver="gelsd").solution
+    movement = least_squares(design.double(), steps.reshape(-1, 1).double())
     return steps - (design @ movement.to(steps)).view(-1, 2)
 
 

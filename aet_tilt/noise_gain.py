@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aet_tilt.found_mask import smooth_images
 from common.fourier import rfft_frequencies_2d
+from common.least_squares import least_squares
 
 _N_BINS = 24
 _SIGNIFICANT = 12.0  # of chi squared: below it a curve is not told from a line
@@ -81,7 +82,7 @@ def _fit(design: Tensor, y: Tensor, bin_size: int) -> tuple[Tensor, float]:
     predicted = y.mean().expand_as(y)
     for _ in range(5):
         weight = 1 / predicted.clamp(min=0.05 * float(y.mean()))
-        fit = torch.linalg.lstsq(design * weight[:, None], (y * weight)[:, None]).solution[:, 0]
+        fit = least_squares(design * weight[:, None], (y * weight)[:, None])[:, 0]
         predicted = design @ fit
     independent = bin_size * (1 - torch.pi / 4)
     return fit, float(((y - predicted) * weight).square().sum()) * independent / 2

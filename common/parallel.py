@@ -29,7 +29,7 @@ _threads = 1  # of this process; each works on a part
 def use_threads(count: int) -> None:
     """Work on so many parts at a time from now on, each operation on one thread; the answer does not depend on it."""
     global _threads
-    torch.set_num_threads(1)  # in threads to come, too
+    torch.set_num_threads(1)
     _threads = count
 
 
@@ -210,7 +210,8 @@ def ahead(function: Callable[[Tensor], T], parts: Iterable[Tensor]) -> Iterator[
 
 @lru_cache(maxsize=1)
 def _lanes(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "lane")
+    # said in each thread, or its linear algebra would take all cores
+    return ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _gather(tensor: Tensor, count: int, length: int | None, dim: int) -> list[Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.least_squares import least_squares
 from spr.windowed_spectra import taper
 
 SPACING = 2.13  # angstrom, of the first reflections of graphene (lattice constant 2.46)
@@ -166,7 +167,7 @@ def _lattice_from(
         if min(powers) < settings.significance * noise:
             return None
         index = torch.tensor(ORDERS[0], dtype=torch.float32)
-        lattice = Lattice(torch.linalg.lstsq(index, torch.stack(places)).solution, float(sum(powers)) / (3 * noise))
+        lattice = Lattice(least_squares(index, torch.stack(places)), float(sum(powers)) / (3 * noise))
     misfit = (lattice.reflections(1) - torch.stack(places)).norm(dim=1).max()
     if float(misfit) > 0.5 / (min(flat.shape) * pixel_size) or lattice.strain > settings.spacing_tolerance:
         return None

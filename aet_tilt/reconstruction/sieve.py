@@ -48,7 +48,8 @@ class SieveSettings:
 
 @dataclass(frozen=True)
 class SieveState(VolumeState):
-    """heights : u, (d, d, d) >= 0. ahead : (d, d, d) where the next gradient is taken, and blurred_ahead its blurred map.
+    """heights : u, (d, d, d) >= 0. ahead : (d, d, d) where the next gradient is taken; blurred_ahead : its map.
+
     inertia : t of the acceleration.
 
     norm : largest eigenvalue of the normal operator.

@@ -10,6 +10,7 @@ from ase.data import atomic_numbers
 from torch import Tensor
 
 from common.data import InputError
+from common.least_squares import least_squares
 
 _ROUNDS = 200
 
@@ -100,6 +101,6 @@ def _trend(ratio: Tensor, positions: Tensor) -> Tensor:
     p = p / p.std().clamp(min=1e-9)
     columns = torch.cat((torch.ones_like(p[:, :1]), p, p**2), 1)
     kept = (ratio - ratio.median()).abs() < 0.3
-    fitted = torch.linalg.lstsq(columns[kept], ratio[kept, None], driver="gelsd").solution
+    fitted = least_squares(columns[kept], ratio[kept, None])
     found = (columns @ fitted)[:, 0].clamp(0.6, 1.6)
     return found / found.mean()

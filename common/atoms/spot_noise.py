@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.atoms.spot_image import CountNoise, SpotParameters, compared, image_batches
 from common.data import ImageStack
+from common.least_squares import least_squares
 from common.parallel import sum_over
 
 
@@ -57,7 +58,7 @@ def measure_noise(
     for size in range(1, len(usable) + 1):
         for subset in combinations(usable, size):
             index = torch.tensor(subset, device=device)
-            value = torch.linalg.lstsq(matrix[index][:, index], right[index, None]).solution[:, 0]
+            value = least_squares(matrix[index][:, index], right[index, None])[:, 0]
             cost = total - 2 * float(value @ right[index]) + float(value @ matrix[index][:, index] @ value)
             if bool((value >= 0).all()) and cost < best:
                 best, chosen = cost, torch.zeros_like(chosen).index_copy(0, index, value)

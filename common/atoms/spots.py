@@ -42,6 +42,7 @@ from common.atoms.spot_normal import (
 )
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, State, run
+from common.least_squares import least_squares
 from common.parallel import map_over, sum_over
 
 _LEAST_SPREAD = 1e-3  # of a prior's learned width, relative to the first
@@ -234,7 +235,7 @@ def scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Te
             torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2)[..., inside].double()
         )
         images = stack.images[rows].double().flatten(1)[:, inside, None]
-        found = torch.linalg.lstsq(columns @ columns.mT, columns @ images).solution
+        found = least_squares(columns @ columns.mT, columns @ images)
         return found[..., 0], (images - columns.mT @ found).square().sum((1, 2))
 
     found, left = map_over(of_images, image_batches(len(stack), batch_size, stack.images.device))
