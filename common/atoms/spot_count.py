@@ -71,7 +71,8 @@ def settle_count(
     Notes
     -----
     An atom's worth is ``height^2 / (2 var)`` nats (Wald), a missing one's ``g^2 / (2 information)`` with the slope g of
-    the log-likelihood by the height of an atom added there (score test). A place that was refused once stays empty.
+    the log-likelihood by the height of an atom added there (score test). A place that was refused twice stays empty:
+    the first time its atom may have come there from elsewhere, or its neighbours were not yet in theirs.
     """
     settings, refinement = settings or SpotCountSettings(), refinement or SpotSettings()
     quick = replace(refinement, max_steps=min(8, refinement.max_steps), tolerance=0.2)
@@ -145,7 +146,7 @@ def missing_atoms(
     least = smallest_height(state.parameters.heights, elements, settings)
     good = top & (heights > least) & (worth > settings.nats)
     if len(refused):
-        good &= cKDTree(refused).query(points)[0] > 0.7
+        good &= cKDTree(refused).query_ball_point(points, 0.7, return_length=True) < 2
     chosen = apart(points[good], heights[good], closest)
     return points[good][chosen[: max(4, len(positions) // 4)]]
 

@@ -28,6 +28,7 @@ CASES = {
         "--n-images", "21", "--tilt-range", "-60", "60", "--foci", "-40", "0", "40", "--imaging.opening", "0.012",
         "--imaging.brightest", "60",
     ],
+    "20,000 Au in 290 pixels, 41 images +-70 degrees, 200 counts": ["--n-atoms", "20000", "--box-size", "290"],
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from ase import Atoms
 
 from common.atoms.peaks import bond_length
 from common.atoms.species import assign_species
-from common.atoms.spot_count import settle_count
+from common.atoms.spot_count import SpotCountSettings, missing_atoms, settle_count
 from common.atoms.spot_image import CountNoise, SpotParameters, moved, predict
 from common.atoms.spot_model import predict_images, spot_model
 from common.atoms.spot_normal import Shared, image_slope, linearise
@@ -125,6 +125,21 @@ def test_missing_atoms_come_and_false_ones_go() -> None:
     atoms, state = settle_count(stack, poses, wrong, ("Au",))
     assert len(atoms) == len(truth)
     assert _rmsd_matched(state.parameters.positions.numpy(), truth.positions) < 0.2
+
+
+def test_a_place_that_was_refused_once_may_be_filled_again() -> None:
+    truth, poses, stack = _truth()
+    place, others = truth.positions[3], truth[[i for i in range(len(truth)) if i != 3]]
+    state = refine_spots(stack, poses, others, SpotSettings(max_steps=4))
+    positions = state.parameters.positions.numpy()
+    found, again, never = (
+        missing_atoms(stack, state, positions, np.tile(place, (times, 1)), ("Au",), SpotCountSettings())
+        for times in (0, 1, 2)
+    )
+    assert len(found) == 1
+    assert np.linalg.norm(found[0] - place) < 0.5
+    np.testing.assert_array_equal(again, found)
+    assert len(never) == 0
 
 
 def _rmsd_matched(found: np.ndarray, truth: np.ndarray) -> float:
