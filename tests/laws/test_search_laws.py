@@ -18,6 +18,7 @@ from common.data import ImageStack
 from common.io.checkpoint import CheckpointObserver
 from common.iteration import State
 from common.noise import estimate_noise, whiten
+from common.parallel import use_threads
 from common.rotations import geodesic_distance
 from common.simulation import simulate_images
 from spr.ab_initio import SearchSettings, assign, prepare, search, start, step, trial_shifts
@@ -211,49 +212,45 @@ def test_refinement_step_leaves_its_input_alone(problem: Search) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def searched_and_refined() -> dict[str, Tensor]:
+    """What a search, its poses and a step of their refinement come to in this process or in all of them."""
+    use_threads(1)
+    problem = small_search()
+    state = search(problem.images, problem.grid, replace(SETTINGS, iterations=3), seed=0)
+    found = assign(state, problem.images, problem.grid, SETTINGS, seed=0)
+    refined = refine_step(*refinement_of(problem))
+    result = {f"search.{f.name}": torch.as_tensor(getattr(state, f.name)) for f in fields(state)}
+    result |= {f"refine.{f.name}": torch.as_tensor(getattr(refined, f.name)) for f in fields(refined)}
+    return result | {"rotations": found.poses.rotations, "shifts": found.poses.shifts, "nats": found.log_likelihood}
+
+
 PROGRAM = """
 import sys
-from dataclasses import fields, replace
 
 import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, sys.argv[2])
 from common.parallel import process_count, process_rank, processes
-from spr.ab_initio import assign, search
-from spr.refinement import step
-from test_search_laws import SETTINGS, refinement_of, small_search
+from test_search_laws import searched_and_refined
 
-torch.set_num_threads(1)
 with processes("cpu"):
-    problem = small_search()
-    state = search(problem.images, problem.grid, replace(SETTINGS, iterations=3), seed=0)
-    found = assign(state, problem.images, problem.grid, SETTINGS, seed=0)
-    refined = step(*refinement_of(problem))
-    result = {f"search.{f.name}": torch.as_tensor(getattr(state, f.name)) for f in fields(state)}
-    result |= {f"refine.{f.name}": torch.as_tensor(getattr(refined, f.name)) for f in fields(refined)}
-    result |= {"rotations": found.poses.rotations, "shifts": found.poses.shifts, "nats": found.log_likelihood}
-    result["processes"] = torch.tensor(process_count())
+    result = searched_and_refined() | {"processes": torch.tensor(process_count())}
     save_file({name: value.contiguous() for name, value in result.items()}, sys.argv[1] + f".{process_rank()}")
 """
 
 
-def run(folder: Path, count: int) -> list[dict[str, Tensor]]:
-    program = folder / "program.py"
+def test_two_processes_give_every_bit_of_what_one_gives(tmp_path: Path) -> None:
+    program, out = tmp_path / "program.py", tmp_path / "out"
     program.write_text(PROGRAM)
-    out = folder / f"of{count}"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [*(launch if count > 1 else [sys.executable]), str(program), str(out), str(Path(__file__).parent)]
+    command = [*launch, str(program), str(out), str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    return [load_file(f"{out}.{rank}") for rank in range(count)]
-
-
-def test_two_processes_give_every_bit_of_what_one_gives(tmp_path: Path) -> None:
-    (alone,) = run(tmp_path, 1)
-    assert int(alone.pop("processes")) == 1
-    for result in run(tmp_path, 2):
+    alone = searched_and_refined()
+    for rank in range(2):
+        result = load_file(f"{out}.{rank}")
         assert int(result.pop("processes")) == 2
         assert result.keys() == alone.keys()
         for name, value in alone.items():
