@@ -38,6 +38,7 @@ _DAMPING = 0.9  # of the volume's update, relative to the largest that is stable
 _TRIAL_ROUNDS = 4
 # of an image that does not fit: low-resolution volumes of few views explain zone axes worse, by half a hundredth
 _LEAST_POWER = 0.02
+_NEAR_VIEWS = 9
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class AlignmentSettings:
     n_volume_steps : corrections of the volume each round.
     max_iterations : rounds at most.
     tolerance : ends when no image moves by more in a round, pixels as measured.
-    misfit : an image is flagged when the share of its power that the volume does not explain stands out by this many
-        robust standard deviations, and by two hundredths at least.
+    misfit : an image is flagged when the share of its power that the volume does not explain stands out from that of
+        like views by this many robust standard deviations, and by two hundredths at least.
     """
 
     start: Literal["auto", "mass", "given"] = "auto"
@@ -271,15 +272,18 @@ def step(state: AlignmentState, data: AlignmentData, settings: AlignmentSettings
         scales / scales.mean(),
         state.offsets + state.scales * found.offsets,
         found.residual,
-        stands_out(found.residual, settings.misfit),
+        stands_out(found.residual, rotations, settings.misfit),
         moved,
     )
 
 
-def stands_out(residuals: Tensor, limit: float) -> Tensor:
-    """(n,) bool: squared residuals `_LEAST_POWER` and ``limit`` robust standard deviations above their median."""
+def stands_out(residuals: Tensor, rotations: Tensor, limit: float) -> Tensor:
+    """(n,) bool: squared residuals `_LEAST_POWER` and ``limit`` robust standard deviations above what they are, in the
+    median, in the nearest views: the missing wedge and the particle's shape change them slowly."""
     power = residuals.square()
-    above = power - power.median()
+    apart = (rotations[:, None] - rotations).square().sum((-2, -1))
+    near = apart.topk(min(_NEAR_VIEWS, len(apart)), largest=False).indices
+    above = power - power[near].median(1).values
     return above > max(limit * 1.4826 * float(above.abs().median()), _LEAST_POWER)
 
 

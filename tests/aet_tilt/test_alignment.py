@@ -51,6 +51,13 @@ def test_a_strange_image_is_flagged(case: Any) -> None:
     assert found.misfit.nonzero()[:, 0].tolist() == [7]
 
 
+def test_images_in_each_others_place_are_flagged(case: Any) -> None:
+    order = torch.arange(len(case.stack))
+    order[[4, 10]] = order[[10, 4]]
+    found = align(case.stack[order], case.nominal, SETTINGS)
+    assert found.misfit.nonzero()[:, 0].tolist() == [4, 10]
+
+
 def test_order_and_brightness_do_not_matter(case: Any, aligned: Any) -> None:
     order = torch.randperm(len(case.stack), generator=torch.Generator().manual_seed(2))
     brightness = 0.5 + torch.rand(len(case.stack), 1, 1, generator=torch.Generator().manual_seed(3))
