@@ -75,14 +75,13 @@ def add_and_remove_atoms(
     Returns
     -------
     The refined model and how many atoms were removed and added on the way. Every change is judged again in the next
-    round,
-    after refinement; sigmas are dropped.
+    round, after refinement; sigmas are dropped.
 
     Notes
     -----
     An atom's worth is ``height^2 / (2 var)`` nats (Wald), its variance from the information of all atoms together. A
-    missing
-    atom shows as a peak of the gradient of the log-likelihood with respect to an added atom's height (score test).
+    missing atom shows as a peak of the gradient of the log-likelihood with respect to an added atom's height (score
+    test).
     """
     settings, refinement = settings or AtomCountSettings(), refinement or RefinementSettings()
     removed = added = 0
