@@ -144,11 +144,23 @@ def missing_atoms(
     field = torch.from_numpy(heights.reshape(grid.shape[:3]))
     top = (torch.nn.functional.max_pool3d(field[None, None], 3, 1, 1)[0, 0] == field).numpy().reshape(-1)
     least = smallest_height(state.parameters.heights, elements, settings)
-    good = top & (heights > least) & (worth > settings.nats)
+    # between the points of the grid an atom is up to a third higher
+    tops = points[top & (heights > 0.7 * least) & (worth > settings.nats / 2)]
+    places, heights, worth = _highest_beside(stack, state, tops, settings.spacing / 2)
+    good = (heights > least) & (worth > settings.nats) & (cKDTree(positions).query(places)[0] > closest)
     if len(refused):
-        good &= cKDTree(refused).query_ball_point(points, 0.7, return_length=True) < 2
-    chosen = apart(points[good], heights[good], closest)
-    return points[good][chosen[: max(4, len(positions) // 4)]]
+        good &= cKDTree(refused).query_ball_point(places, 0.7, return_length=True) < 2
+    chosen = apart(places[good], heights[good], closest)
+    return places[good][chosen[: max(4, len(positions) // 4)]]
+
+
+def _highest_beside(stack: ImageStack, state: SpotState, points: Floats, step: float) -> tuple[Floats, Floats, Floats]:
+    """The highest of each point (k, 3) and those a step from it along the axes and diagonals: place, height, nats."""
+    around = step * np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    places = points[:, None] + around
+    heights, worth = (found.reshape(places.shape[:2]) for found in score_points(stack, state, places.reshape(-1, 3)))
+    rows, best = np.arange(len(points)), heights.argmax(1)
+    return places[rows, best], heights[rows, best], worth[rows, best]
 
 
 def score_points(stack: ImageStack, state: SpotState, points: Floats) -> tuple[Floats, Floats]:
