@@ -32,6 +32,7 @@ from common.gridding import interpolate_points, spread_points, transform_size
 from common.iteration import Observer, State, run
 from common.masks import soft_ball
 from common.projection import slice_frequencies, slice_points
+from common.rotations import geodesic_distance
 
 _PAD = 1.25  # the gridding wants the particle inside 0.4 of the box
 _DAMPING = 0.9  # of the volume's update, relative to the largest that is stable
@@ -281,7 +282,7 @@ def stands_out(residuals: Tensor, rotations: Tensor, limit: float) -> Tensor:
     """(n,) bool: squared residuals `_LEAST_POWER` and ``limit`` robust standard deviations above what they are, in the
     median, in the nearest views: the missing wedge and the particle's shape change them slowly."""
     power = residuals.square()
-    apart = (rotations[:, None] - rotations).square().sum((-2, -1))
+    apart = geodesic_distance(rotations[:, None], rotations)
     near = apart.topk(min(_NEAR_VIEWS, len(apart)), largest=False).indices
     above = power - power[near].median(1).values
     return above > max(limit * 1.4826 * float(above.abs().median()), _LEAST_POWER)

@@ -67,7 +67,8 @@ def pose_step(
     weights = weights.expand_as(images)
     steps = []
     for part in torch.arange(len(images), device=values.device).split(batch_size):
-        spectra = columns.new_zeros(*columns[part].shape[:2], d * (d // 2 + 1)).index_copy(2, index, columns[part])
+        these = columns[part]
+        spectra = these.new_zeros(*these.shape[:2], d * (d // 2 + 1)).index_copy(2, index, these)
         derivatives = irfft2_origin(spectra.view(*spectra.shape[:2], d, d // 2 + 1), d)
         steps.append(_solve(images[part], weights[part], derivatives, angle_sigma))
     return PoseStep(*(torch.cat(each) for each in zip(*steps, strict=True)))

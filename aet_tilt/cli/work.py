@@ -11,7 +11,7 @@ from pathlib import Path
 from aet_tilt.cli.outputs import write_outputs
 from aet_tilt.pipeline import Settings
 from aet_tilt.result import Reconstruction
-from common.cli.program import Parser, add_threads_argument, choose_device, set_threads
+from common.cli.program import Parser, add_machine_arguments, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, keep_inputs, summarise, tell
 from common.cli.settings import add_settings, read_settings
@@ -57,9 +57,7 @@ def add_run_arguments(parser: Parser) -> None:
     parser.add_argument("--out", metavar="RUN", type=Path, help="folder of the run (default: TILTS_run beside it)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings from a TOML file or a run.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in RUN")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help="where to compute (default: auto)")
-    add_threads_argument(group)
+    add_machine_arguments(parser)
     add_settings(parser, InputSettings, section="input")
     add_settings(parser, Settings)
 

@@ -137,7 +137,8 @@ def missing_atoms(
     axes = [np.arange(a, b, settings.spacing) for a, b in zip(low, high, strict=True)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     points = grid.reshape(-1, 3)
-    near = cKDTree(positions).query(points, distance_upper_bound=settings.reach + 1)[0]
+    atoms = cKDTree(positions)
+    near = atoms.query(points, distance_upper_bound=settings.reach + 1)[0]
     usable = (near > closest) & (near < settings.reach)
     heights, worth = np.full(len(points), -np.inf), np.zeros(len(points))
     heights[usable], worth[usable] = score_points(stack, state, points[usable])
@@ -147,7 +148,7 @@ def missing_atoms(
     # between the points of the grid an atom is up to a third higher
     tops = points[top & (heights > 0.7 * least) & (worth > settings.nats / 2)]
     places, heights, worth = _highest_beside(stack, state, tops, settings.spacing / 2)
-    good = (heights > least) & (worth > settings.nats) & (cKDTree(positions).query(places)[0] > closest)
+    good = (heights > least) & (worth > settings.nats) & (atoms.query(places)[0] > closest)
     if len(refused):
         good &= cKDTree(refused).query_ball_point(places, 0.7, return_length=True) < 2
     chosen = apart(places[good], heights[good], closest)

@@ -107,6 +107,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def add_machine_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """Where it is computed; none of these changes the result. Returns the group of options, for more of them."""
+    group = parser.add_argument_group("machine")
+    devices = "where to compute (default: auto, a GPU where there is one)"
+    group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help=devices)
+    add_threads_argument(group)
+    return group
+
+
 def add_threads_argument(parser: argparse._ActionsContainer) -> None:
     text = "CPU threads of a process (default: 0, as many as OMP_NUM_THREADS says or as there are cores, up to 8)"
     parser.add_argument("--threads", metavar="N", type=int, default=0, help=text)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.cli.program import Parser, choose_device, set_threads
+from common.cli.program import Parser, add_machine_arguments, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, require_one_process
 from common.cli.settings import add_settings, read_settings
@@ -37,7 +37,6 @@ from spr.cli.movie_tables import Rows, background_text, motion_table, optics_of,
 from spr.cli.movies import MovieInput, movie_of, positions_of
 from spr.cli.outputs import write_outputs
 from spr.cli.structures import select_particles
-from spr.cli.work import add_machine_arguments
 from spr.movie_pipeline import MovieRoadSettings, ParticleInTime, reconstruct_in_time
 from spr.movies import Track, TrackedMovie, extract, track_movie
 from spr.time_windows import Window, WindowFSC

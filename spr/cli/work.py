@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.cli.program import Parser, add_threads_argument, choose_device, set_threads
+from common.cli.program import Parser, add_machine_arguments, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, keep_inputs, summarise, tell
 from common.cli.settings import add_settings, read_settings
@@ -60,15 +60,6 @@ def add_run_arguments(parser: Parser, settings: type, *, poses: bool = False) ->
     add_machine_arguments(parser)
     add_settings(parser, InputSettings, section="input")
     add_settings(parser, settings)
-
-
-def add_machine_arguments(parser: Parser) -> argparse._ArgumentGroup:
-    """Where it is computed; none of these changes the result. Returns the group of options, for more of them."""
-    group = parser.add_argument_group("machine")
-    devices = "where to compute (default: auto, a GPU where there is one)"
-    group.add_argument("--device", metavar="auto|cpu|cuda", default="auto", help=devices)
-    add_threads_argument(group)
-    return group
 
 
 def run_work(

@@ -153,7 +153,7 @@ def test_peaks_of_noise_are_not_reported_as_atoms(cluster):
         result = find_atoms(volume, GOLD)
         assert not result.determined
         assert result.reason
-    assert trace(white, GOLD).info["trace_determined"] is False
+    assert trace(masked, GOLD).info["trace_determined"] is False
 
 
 def test_particle_in_a_masked_map(cluster):
