@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
-from spr import pipeline
+from spr import map_stages
 from spr.ab_initio import SearchSettings
 from spr.class_images import (
     RingCorrelation,
@@ -37,6 +37,7 @@ from spr.classification import (
 )
 from spr.orientation_search import in_plane_rotations
 from spr.result import Seen, map_transfer
+from spr.settings import Settings
 
 _SIGNIFICANT = 3  # standard deviations of the mean ring correlation of a class that is more than chance
 _UNLIKE = 5  # robust standard deviations below its class, from which an image does not belong there
@@ -136,11 +137,11 @@ def find_classes(
     """
     given = settings.annealing
     search = SearchSettings(coarsest=given.coarsest, finest=given.finest)
-    road = pipeline.Settings(seed=settings.seed, focal_spread=settings.focal_spread, search=search)
+    road = Settings(seed=settings.seed, focal_spread=settings.focal_spread, search=search)
     if settings.classes is not None and 2 * settings.classes > len(stack):
         raise InputError(f"{settings.classes} classes of {len(stack)} images are wanted, expected 2 images a class")
-    seen = pipeline.look_at(stack, road, hold_out=False)
-    images, grid = pipeline.find_band(seen, road)
+    seen = map_stages.look_at(stack, road, hold_out=False)
+    images, grid = map_stages.find_band(seen, road)
     n = len(images)
     order = None
     if settings.in_time:
@@ -149,7 +150,7 @@ def find_classes(
     whole = _find(data, settings, torch.arange(n, device=images.centres.device), settings.classes, 0, observers)
     k = whole.state.n_classes
     halves: list[_Found] = []
-    if settings.halves and n >= 2 * pipeline.LEAST_IMAGES:
+    if settings.halves and n >= 2 * map_stages.LEAST_IMAGES:
         mixed = torch.randperm(n, generator=step_generator(settings.seed, 1)).to(images.centres.device)
         for number, rows in enumerate((mixed[: n // 2].sort().values, mixed[n // 2 :].sort().values), start=1):
             part = replace(data, images=images[rows], frames=None if order is None else order.part(rows))

@@ -14,12 +14,13 @@ from common.atoms.tracing import find_atoms
 from common.atoms.validation import unknown_poses
 from common.data import InputError
 from common.iteration import Observer, under
-from spr import pipeline
+from spr import atom_stages, map_stages
 from spr.class_search import agree_on_one
 from spr.mixture import Mixture, poses_by_own
 from spr.model_parts import all_but, merged
 from spr.refinement import RefinedMap
 from spr.result import Seen
+from spr.settings import Settings
 
 _CLASS_STARTS = 5  # at most, of the search for several maps
 _LEAST_ATOMS = 4
@@ -44,7 +45,7 @@ class _Start:
 
 
 def find_structure(
-    seen: Seen, rows: Tensor, settings: pipeline.Settings, observers: Sequence[Observer], *, kinds: int
+    seen: Seen, rows: Tensor, settings: Settings, observers: Sequence[Observer], *, kinds: int
 ) -> FoundStructure | None:
     """A structure of the fitted images ``rows``, which may show particles of several kinds; None where there are no
     atoms.
@@ -60,51 +61,49 @@ def find_structure(
         return None
     if len(traced.atoms) < _LEAST_ATOMS:
         return None
-    rough = pipeline.fit_atoms(part, traced.atoms, refined, settings, observers)
-    model = pipeline.refine_together(part, rough, refined, settings, observers)
+    rough = atom_stages.fit_atoms(part, traced.atoms, refined, settings, observers)
+    model = atom_stages.refine_together(part, rough, refined, settings, observers)
     return FoundStructure(model, rows, start.agreed)
 
 
-def find_start(seen: Seen, settings: pipeline.Settings, observers: Sequence[Observer], *, kinds: int) -> _Start:
+def find_start(seen: Seen, settings: Settings, observers: Sequence[Observer], *, kinds: int) -> _Start:
     """A refined map: of all images where two starts agree on one in the strongest rings; else of the images of one
-    class, where two starts for several maps agree on it; else what `spr.pipeline.find_map` finds in a wider band."""
+    class, where two starts for several maps agree on it; else what `spr.map_stages.find_map` finds in a wider band."""
     starts = settings.starts
     wide = max(starts.most - starts.narrow, starts.agreeing) if kinds > 1 and 0 < starts.narrow < starts.most else 0
     narrow = replace(starts, most=max(starts.narrow, starts.agreeing)) if wide else starts
-    rings, grid, one = pipeline.find_map(seen, replace(settings, starts=narrow), observers)
+    rings, grid, one = map_stages.find_map(seen, replace(settings, starts=narrow), observers)
     if not one.reached and kinds > 1:
         several = find_one_of_several(seen, settings, observers, kinds)
         if several is not None:
             return several
     if not one.reached and wide:
         rest = replace(settings, starts=replace(starts, most=wide, narrow=0))
-        rings, grid, one = pipeline.find_map(seen, rest, under("wide", observers))
+        rings, grid, one = map_stages.find_map(seen, rest, under("wide", observers))
     every = torch.arange(len(seen.fitted), device=seen.fitted.device)
-    return _Start(pipeline.refine_poses(seen, rings, grid, one, settings, observers), every, one.reached)
+    return _Start(map_stages.refine_poses(seen, rings, grid, one, settings, observers), every, one.reached)
 
 
-def find_one_of_several(
-    seen: Seen, settings: pipeline.Settings, observers: Sequence[Observer], kinds: int
-) -> _Start | None:
+def find_one_of_several(seen: Seen, settings: Settings, observers: Sequence[Observer], kinds: int) -> _Start | None:
     """The refined map of one of several kinds of particle; None where no two starts agree on one."""
     found = agree_on_one(
-        *pipeline.find_band(seen, settings),
+        *map_stages.find_band(seen, settings),
         settings.search,
         settings.tracing_of_element(),
         replace(settings.starts, most=max(_CLASS_STARTS, settings.starts.agreeing)),
         kinds,
         seed=settings.seed,
-        symmetry=pipeline.symmetry_of(settings),
+        symmetry=map_stages.symmetry_of(settings),
         observers=observers,
     )
-    if found is None or len(found.rows) < pipeline.LEAST_IMAGES:
+    if found is None or len(found.rows) < map_stages.LEAST_IMAGES:
         return None
     part = replace(seen, fitted=seen.fitted[found.rows])
-    band = pipeline.find_band(part, settings)
-    return _Start(pipeline.refine_from(found.values, found.poses, part, *band, settings, observers), found.rows, True)
+    band = map_stages.find_band(part, settings)
+    return _Start(map_stages.refine_from(found.values, found.poses, part, *band, settings, observers), found.rows, True)
 
 
-def everywhere(seen: Seen, mixture: Mixture | None, found: FoundStructure, settings: pipeline.Settings) -> AtomicModel:
+def everywhere(seen: Seen, mixture: Mixture | None, found: FoundStructure, settings: Settings) -> AtomicModel:
     """The structure with all other fitted images, their poses searched; near those they have in ``mixture`` too."""
     rest = all_but(found.rows, len(seen.fitted))
     if not len(rest):

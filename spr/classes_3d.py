@@ -23,7 +23,7 @@ from common.atoms.validation import search_unseen, with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
 from common.noise import NoiseModel
-from spr import pipeline
+from spr import atom_stages, map_stages
 from spr.class_differences import Differences, describe, differences
 from spr.class_split import split_images
 from spr.class_structure import everywhere, find_structure
@@ -37,6 +37,7 @@ from spr.mixture import (
 from spr.model_parts import all_but, merged, select_images
 from spr.refinement import map_of_poses
 from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
+from spr.settings import Settings
 
 _MOST = 6  # classes that "auto" tries at most
 _SIGMAS = 3.0  # by which left-out images must ask for one more class
@@ -47,7 +48,7 @@ _NEW_SHARE = 0.05  # of the images, unexplained ones that are searched for a str
 
 
 @dataclass(frozen=True)
-class ReconstructSettings(pipeline.Settings):
+class ReconstructSettings(Settings):
     """How structures are found.
 
     classes : how many structures the images show, >= 1, or auto for as many as left-out images ask for.
@@ -85,12 +86,12 @@ def reconstruct_classes(
     ------
     InputError : the images cannot be used, or they are fewer than 20 a class; one line.
     """
-    if settings.classes is not None and pipeline.LEAST_IMAGES * settings.classes > len(stack):
+    if settings.classes is not None and map_stages.LEAST_IMAGES * settings.classes > len(stack):
         raise InputError(
             f"{settings.classes} classes of {len(stack)} images are wanted, expected at least "
-            f"{pipeline.LEAST_IMAGES} images a class"
+            f"{map_stages.LEAST_IMAGES} images a class"
         )
-    seen = pipeline.look_at(stack, settings)
+    seen = map_stages.look_at(stack, settings)
     warnings = list(seen.warnings)
     every = torch.arange(len(seen.fitted), device=seen.fitted.device)
     found = find_structure(seen, every, settings, under("class-1", observers), kinds=settings.classes or 2)
@@ -115,8 +116,8 @@ def reconstruct_classes(
         small = int(torch.bincount(trial.classes, minlength=number).min())
         likelihood = left_out_likelihood(seen, trial.models, settings, under(name, observers))
         gain, error = evidence_of(likelihood, trial.shares, evidence[-1], mixture.shares)
-        if small < pipeline.LEAST_IMAGES or not believed(gain, error):
-            if settings.classes is None or small < pipeline.LEAST_IMAGES:
+        if small < map_stages.LEAST_IMAGES or not believed(gain, error):
+            if settings.classes is None or small < map_stages.LEAST_IMAGES:
                 break
             warnings.append(
                 f"Left-out images do not ask for class {number}: it gains {gain:.1f} +- {error:.1f} nats an image."
@@ -139,7 +140,7 @@ def propose(
     None where the number of classes is not given and nothing speaks for another one.
     """
     behind = mixture.behind.nonzero()[:, 0]
-    if len(behind) >= max(pipeline.LEAST_IMAGES, _NEW_SHARE * len(mixture.posterior)):
+    if len(behind) >= max(map_stages.LEAST_IMAGES, _NEW_SHARE * len(mixture.posterior)):
         few = replace(settings, starts=replace(settings.starts, most=max(5, settings.starts.agreeing)))
         kinds = max(2, (settings.classes or 2) - len(mixture.models))
         found = find_structure(seen, behind, few, under("unexplained", observers), kinds=kinds)
@@ -151,7 +152,7 @@ def propose(
 
 
 def split_class(
-    seen: Seen, mixture: Mixture, settings: pipeline.Settings, observers: Sequence[Observer]
+    seen: Seen, mixture: Mixture, settings: Settings, observers: Sequence[Observer]
 ) -> tuple[Mixture, float]:
     """The class whose images differ most becomes two, and how strongly they differ.
 
@@ -201,7 +202,7 @@ def merged_poses(model: AtomicModel, rows: Tensor, parent: AtomicModel) -> Atomi
 
 
 def left_out_likelihood(
-    seen: Seen, models: Sequence[AtomicModel], settings: pipeline.Settings, observers: Sequence[Observer]
+    seen: Seen, models: Sequence[AtomicModel], settings: Settings, observers: Sequence[Observer]
 ) -> Tensor:
     """(h, K) nats of every left-out image under every class, its pose searched from nothing."""
     stack, _, noise = seen.part(seen.left_out)
@@ -260,7 +261,7 @@ def finish_classes(
 
 
 def class_result(
-    seen: Seen, model: AtomicModel, members: Tensor, settings: pipeline.Settings, observers: Sequence[Observer]
+    seen: Seen, model: AtomicModel, members: Tensor, settings: Settings, observers: Sequence[Observer]
 ) -> Reconstruction:
     """Everything about one class, from the images that show it; ``model`` holds all fitted images."""
     own = torch.zeros(len(seen.stack), dtype=torch.bool, device=members.device).index_fill(0, members, True)
@@ -276,12 +277,12 @@ def class_result(
         (),
     )
     few, _ = with_robust_weights(select_images(model, rows))
-    done, found = pipeline.finish(part, few, settings, observers)
-    rings, grid = pipeline.find_band(part, settings)
+    done, found = atom_stages.finish(part, few, settings, observers)
+    rings, grid = map_stages.find_band(part, settings)
     poses = Poses(done.poses.rotations.float(), done.poses.shifts.float())
-    first = map_of_poses(rings, grid, poses, settings.refinement, symmetry=pipeline.symmetry_of(settings))
-    refined = pipeline.refine_from(first, poses, part, rings, grid, settings, observers)
-    left_out = pipeline.score_left_out(part, done, found, settings, observers) if len(part.left_out) else None
+    first = map_of_poses(rings, grid, poses, settings.refinement, symmetry=map_stages.symmetry_of(settings))
+    refined = map_stages.refine_from(first, poses, part, rings, grid, settings, observers)
+    left_out = atom_stages.score_left_out(part, done, found, settings, observers) if len(part.left_out) else None
     maps = final_maps(part, refined, done)
     return conclude(Stages(part, None, refined, None, done, left_out, maps), analysis=settings.analysis)
 

@@ -23,13 +23,14 @@ from common.atoms.tracing import find_atoms
 from common.atoms.validation import with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
-from spr import pipeline
+from spr import atom_stages, map_stages, pipeline
 from spr.ab_initio import SearchSettings, SearchState, scheduled
 from spr.consensus import Consensus, ConsensusSettings
 from spr.movies import MovieSettings
 from spr.placing import place_between, place_in_time
 from spr.refinement import RefinedMap, RefineSettings
 from spr.result import Reconstruction, Seen, Stages, conclude
+from spr.settings import Settings
 from spr.settling import Film, SettlingSettings, anneal, settle_paths
 from spr.time_consensus import agree_in_time
 from spr.time_search import TimeSettings, search_in_time
@@ -41,8 +42,8 @@ _BLOCK = 25  # frames, of which each half of a movie is made
 
 
 @dataclass(frozen=True)
-class MovieRoadSettings(pipeline.Settings):
-    """How the particles of a movie are found and their atoms refined; what `spr.pipeline.Settings` holds, and:
+class MovieRoadSettings(Settings):
+    """How the particles of a movie are found and their atoms refined; what `spr.settings.Settings` holds, and:
 
     movie : how particles are taken from the movie.
     time : how neighbours in time vouch for each other.
@@ -102,8 +103,8 @@ def reconstruct_in_time(
     ------
     InputError : the images cannot be used; one line.
     """
-    seen = pipeline.look_at(stack, settings)
-    rings, grid = pipeline.find_band(seen, settings, wide=True, centres=centres)
+    seen = map_stages.look_at(stack, settings)
+    rings, grid = map_stages.find_band(seen, settings, wide=True, centres=centres)
     numbers = frames.to(seen.fitted.device)
     search = scheduled(settings.search, rings, wide=True)
     film = Film(rings, numbers[seen.fitted], grid, search, settings.time)
@@ -111,7 +112,7 @@ def reconstruct_in_time(
     if not starts.reached:
         return ParticleInTime(conclude(Stages(seen, starts)), frames)
     traced = find_atoms(refined.volume, settings.tracing_of_element())
-    rough = pipeline.fit_atoms(seen, traced.atoms, refined, settings, observers)
+    rough = atom_stages.fit_atoms(seen, traced.atoms, refined, settings, observers)
     seen, model = improve_in_time(seen, rough, refined, film, numbers, settings, observers)
     found = run_stage("atoms/between", partial(place_left_out, seen, model, numbers, centres, settings), observers)
     result = pipeline.from_model(seen, starts, refined, traced, model, found, settings, observers)
@@ -140,7 +141,7 @@ def find_map_in_time(
         )
         poses, halves = Poses(paths.rotations, paths.shifts), time_blocks(film.frames)
         watching = under(f"refine/start-{number}", observers)
-        refined = pipeline.refine_from(paths.values, poses, seen, rings, grid, settings, watching, halves=halves)
+        refined = map_stages.refine_from(paths.values, poses, seen, rings, grid, settings, watching, halves=halves)
         return state, refined
 
     return agree_in_time(once, settings.tracing_of_element(), settings.starts, seed=settings.seed)
@@ -181,7 +182,7 @@ def improve_in_time(
     model = run_stage("atoms/placed", lambda: placed(seen, rough, refined.poses, settings.seed), observers)
     model = refined_together(seen, model, "atoms/together")
     seen, model = with_defocus_in_time(seen, model, numbers)
-    model = run_stage("atoms/count", partial(pipeline.settle_count, seen, model, settings), observers)
+    model = run_stage("atoms/count", partial(atom_stages.settle_count, seen, model, settings), observers)
     again = partial(placed, seen, model, model.poses, settings.seed + 1)
     model = refined_together(seen, run_stage("atoms/placed-again", again, observers), "atoms/last")
     stack, _, noise = seen.part(seen.fitted)

@@ -17,9 +17,11 @@ from common.rotations import geodesic_distance
 from common.simulation import SimulatedData, simulate_images
 from spr.ab_initio import SearchSettings, patient
 from spr.consensus import ConsensusSettings, agree
-from spr.pipeline import Settings, find_band, look_at, reconstruct
+from spr.map_stages import find_band, look_at
+from spr.pipeline import reconstruct
 from spr.refinement import RefineSettings
 from spr.result import Reconstruction
+from spr.settings import Settings
 
 SETTINGS = Settings(
     element="Au",

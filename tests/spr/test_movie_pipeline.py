@@ -10,8 +10,9 @@ from ase.cluster import Icosahedron
 from common.atoms.model import AtomicModel, first_parameters
 from common.data import Optics
 from common.simulation import simulate_images
+from spr.map_stages import look_at
 from spr.movie_pipeline import time_blocks, with_defocus_in_time
-from spr.pipeline import Settings, look_at
+from spr.settings import Settings
 
 
 def test_halves_are_blocks_of_time() -> None:

@@ -15,8 +15,9 @@ from common.atoms.model import AtomicModel
 from common.atoms.refinement import refine_atoms
 from common.data import Poses, Volume
 from common.simulation import SimulatedData, simulate_images
-from spr.pipeline import Settings, look_at
+from spr.map_stages import look_at
 from spr.result import Seen
+from spr.settings import Settings
 from spr.time_windows import Window, compare_maps, follow_atoms
 
 N, LENGTH = 240, 120
