@@ -16,7 +16,8 @@ import torch
 from ase import Atoms
 from scipy.optimize import minimize
 
-from common.atoms.spots import SpotSettings, first_parameters, scaled
+from common.atoms.spot_settings import SpotSettings
+from common.atoms.spot_start import first_parameters, scaled
 from common.data import Focus, ImageStack, InputError, Poses
 
 _IMAGES = 36  # that are looked at

@@ -35,7 +35,8 @@ from common.atoms.peaks import PeakSettings, find_peaks
 from common.atoms.species import assign_species
 from common.atoms.spot_count import SpotCountSettings, settle_count
 from common.atoms.spot_model import predict_images, refined_atoms, spot_model
-from common.atoms.spots import SpotSettings, SpotState, refine_spots
+from common.atoms.spot_settings import SpotSettings
+from common.atoms.spots import SpotState, refine_spots
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, Under, run_stage
 

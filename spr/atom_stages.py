@@ -24,7 +24,7 @@ from common.iteration import Observer, run_stage
 from spr.model_parts import merged, select_images
 from spr.multislice_check import check_by_multislice
 from spr.refinement import RefinedMap
-from spr.result import Seen
+from spr.seen import Seen
 from spr.settings import Settings
 
 _CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found

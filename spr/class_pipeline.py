@@ -13,6 +13,7 @@ from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, step_generator
 from spr import map_stages
 from spr.ab_initio import SearchSettings
+from spr.class_assignment import Assignment, assign_classes
 from spr.class_images import (
     RingCorrelation,
     WeightedSums,
@@ -27,16 +28,15 @@ from spr.class_images import (
 from spr.class_labels import FrameOrder
 from spr.class_merging import align_classes
 from spr.classification import (
-    Assignment,
     ClassificationData,
     ClassificationSettings,
     ClassificationState,
-    assign_classes,
     classification_data,
     classify,
 )
+from spr.final_maps import map_transfer
 from spr.orientation_search import in_plane_rotations
-from spr.result import Seen, map_transfer
+from spr.seen import Seen
 from spr.settings import Settings
 
 _SIGNIFICANT = 3  # standard deviations of the mean ring correlation of a class that is more than chance

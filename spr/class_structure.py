@@ -19,7 +19,7 @@ from spr.class_search import agree_on_one
 from spr.mixture import Mixture, poses_by_own
 from spr.model_parts import all_but, merged
 from spr.refinement import RefinedMap
-from spr.result import Seen
+from spr.seen import Seen
 from spr.settings import Settings
 
 _CLASS_STARTS = 5  # at most, of the search for several maps

@@ -27,6 +27,7 @@ from spr import atom_stages, map_stages
 from spr.class_differences import Differences, describe, differences
 from spr.class_split import split_images
 from spr.class_structure import everywhere, find_structure
+from spr.final_maps import final_maps
 from spr.mixture import (
     Mixture,
     held_by,
@@ -36,7 +37,8 @@ from spr.mixture import (
 )
 from spr.model_parts import all_but, merged, select_images
 from spr.refinement import map_of_poses
-from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
+from spr.result import Reconstruction, Stages, conclude
+from spr.seen import Seen
 from spr.settings import Settings
 
 _MOST = 6  # classes that "auto" tries at most

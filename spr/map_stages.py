@@ -17,8 +17,8 @@ from spr.ab_initio import patient, prepare, scheduled, slowness
 from spr.consensus import Consensus, agree
 from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, halve, refine, shells_to
-from spr.result import Seen
 from spr.ring_sampling import SearchGrid, sample_rings
+from spr.seen import Seen
 from spr.settings import Settings
 
 LEAST_IMAGES = 20

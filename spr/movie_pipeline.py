@@ -29,7 +29,8 @@ from spr.consensus import Consensus, ConsensusSettings
 from spr.movies import MovieSettings
 from spr.placing import place_between, place_in_time
 from spr.refinement import RefinedMap, RefineSettings
-from spr.result import Reconstruction, Seen, Stages, conclude
+from spr.result import Reconstruction, Stages, conclude
+from spr.seen import Seen
 from spr.settings import Settings
 from spr.settling import Film, SettlingSettings, anneal, settle_paths
 from spr.time_consensus import agree_in_time

@@ -16,10 +16,12 @@ from common.data import ImageStack, Poses
 from common.iteration import Observer
 from spr.atom_stages import compare_with_multislice, finish, fit_atoms, improve, score_left_out, settle_symmetry
 from spr.consensus import Consensus
+from spr.final_maps import final_maps
 from spr.map_stages import find_band, find_map, look_at, refine_from, refine_poses, symmetry_of
 from spr.multislice_check import check_can_run
 from spr.refinement import RefinedMap, map_of_poses
-from spr.result import Reconstruction, Seen, Stages, conclude, final_maps
+from spr.result import Reconstruction, Stages, conclude
+from spr.seen import Seen
 from spr.settings import Settings
 
 __all__ = ["Settings", "find_volume", "reconstruct", "refine_atoms", "refine_volume"]

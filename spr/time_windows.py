@@ -21,8 +21,9 @@ from common.data import ImageStack, Poses, Volume
 from common.iteration import Observer, run_stage
 from common.noise import NoiseModel
 from common.resolution import FSC, fourier_shell_correlation
+from spr.final_maps import map_transfer, weighted_map
 from spr.model_parts import select_images
-from spr.result import Seen, map_transfer, weighted_map
+from spr.seen import Seen
 
 _COUNTED = AtomCountSettings(nats_per_parameter=1.0)  # a place is looked for among thousands
 _STEPS = 4  # of the refinement in a window, which starts beside its end

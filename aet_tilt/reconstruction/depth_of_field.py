@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aet_tilt.reconstruction.operator import TiltOperator, block_of, is_single_axis, row_blocks, tilt_operator
+from aet_tilt.reconstruction.operator import is_single_axis
+from aet_tilt.reconstruction.tilt_operator import TiltOperator, block_of, row_blocks, tilt_operator
 from common.data import Focus, InputError, Poses
 from common.parallel import map_over
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aet_tilt.reconstruction.operator import kaiser_bessel, kaiser_bessel_transform
+from aet_tilt.reconstruction.tilt_operator import kaiser_bessel, kaiser_bessel_transform
 from common.data import Poses
 from common.fourier import shift_images
 

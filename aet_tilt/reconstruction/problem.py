@@ -9,7 +9,8 @@ from torch import Tensor
 
 from aet_tilt.reconstruction.depth_of_field import focused_operator
 from aet_tilt.reconstruction.levelling import level
-from aet_tilt.reconstruction.operator import Operator, TiltOperator, WindowedOperator, make_operator
+from aet_tilt.reconstruction.operator import Operator, WindowedOperator, make_operator
+from aet_tilt.reconstruction.tilt_operator import TiltOperator
 from common.data import ImageStack, InputError, Poses
 from common.fourier import shift_images
 from common.iteration import State

@@ -17,7 +17,8 @@ from torch import Tensor
 from common.atoms.peaks import apart, bond_length
 from common.atoms.spot_image import EIGHT_PI2, SpotParameters, compared, image_batches
 from common.atoms.spot_normal import atom_information
-from common.atoms.spots import SpotSettings, SpotState, groups_of, linearised, refine_spots
+from common.atoms.spot_settings import SpotSettings
+from common.atoms.spots import SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
 from common.iteration import Observer
 from common.parallel import sum_over

@@ -21,7 +21,8 @@ from common.atoms.spot_normal import (
     noise_slope,
     solve,
 )
-from common.atoms.spots import SpotSettings, SpotState, groups_of, linearised, refine_spots
+from common.atoms.spot_settings import SpotSettings
+from common.atoms.spots import SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
 from common.iteration import step_generator
 from common.parallel import map_over

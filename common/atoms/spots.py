@@ -20,13 +20,10 @@ from common.atoms.spot_image import (
     OWN,
     CountNoise,
     SpotParameters,
-    basis_for,
     compared,
     image_batches,
-    lay_out,
     log_likelihood,
     moved,
-    signal_of,
 )
 from common.atoms.spot_noise import flat_noise, measure_noise
 from common.atoms.spot_normal import (
@@ -40,57 +37,12 @@ from common.atoms.spot_normal import (
     own_variances,
     solve,
 )
+from common.atoms.spot_priors import learned_spread, own_precision, prior_merit, shared_prior
+from common.atoms.spot_settings import SpotSettings
+from common.atoms.spot_start import first_parameters
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, State, run
-from common.least_squares import least_squares
 from common.parallel import map_over, sum_over
-
-_LEAST_SPREAD = 1e-3  # of a prior's learned width, relative to the first
-
-
-@dataclass(frozen=True)
-class SpotSettings:
-    """How atoms are refined against the images of a tilt series.
-
-    b_factor : angstrom^2, first guess of all blur of an atom; 0: from the images.
-    b_factors : shared (one for each group of atoms), or each (one for each atom).
-    b_factor_sigma : relative, how much the B factors of single atoms vary within their group.
-    angle_sigma : degrees, how far the angles may be off before the images say; 0 keeps them.
-    shift_sigma : angstrom, how far the shifts may be off; 0 keeps them.
-    scale_sigma : relative, how much the dose varies between images; 0 keeps it.
-    blur_sigma : angstrom^2, how much the blur's variance varies between images; 0 keeps it the same for all.
-    background_order : of the cosines along x and y that make up each image's background; 0: a constant.
-    learn_spread : the four sigmas shrink to what the images show.
-    misfit : tell what the model leaves out from counting noise.
-    max_steps : most steps.
-    products : most products with the normal matrix in a step.
-    tolerance : the refinement ends when atoms move by less than this share of their sigmas (rms).
-    batch_size : images at a time.
-    """
-
-    b_factor: float = 0.0
-    b_factors: str = "shared"
-    b_factor_sigma: float = 0.15
-    angle_sigma: float = 0.3
-    shift_sigma: float = 0.3
-    scale_sigma: float = 0.1
-    blur_sigma: float = 0.02
-    background_order: int = 0
-    learn_spread: bool = True
-    misfit: bool = True
-    max_steps: int = 20
-    products: int = 25
-    tolerance: float = 0.03
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.b_factors not in ("shared", "each"):
-            raise InputError(f"b_factors is {self.b_factors!r}, expected shared or each")
-        for name in ("b_factor", "angle_sigma", "shift_sigma", "scale_sigma", "blur_sigma"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} is {getattr(self, name)}, expected a number >= 0")
-        if not 0 <= self.background_order <= 4:
-            raise InputError(f"the background order is {self.background_order}, expected 0 to 4")
 
 
 @dataclass(frozen=True)
@@ -184,64 +136,6 @@ def start(
     )
 
 
-def first_parameters(stack: ImageStack, poses: Poses, atoms: Atoms, settings: SpotSettings) -> SpotParameters:
-    """Parameters from a list of atoms; scales and backgrounds by least squares on each image."""
-    device, m = stack.images.device, len(stack)
-    k = (settings.background_order + 1) * (settings.background_order + 2) // 2
-    positions = torch.as_tensor(atoms.positions, dtype=torch.float64, device=device)
-    heights = torch.ones(len(atoms), dtype=torch.float64, device=device)
-    if atoms.has("peak_height"):
-        heights = torch.as_tensor(atoms.arrays["peak_height"], dtype=torch.float64, device=device).clamp(min=0.05)
-    given = atoms.arrays.get("b_factor")
-    known = given is not None and bool((given > 0).all())
-    bare = SpotParameters(
-        positions=positions,
-        heights=heights,
-        b_factors=torch.as_tensor(given, dtype=torch.float64, device=device) if known else 0 * heights,
-        rotations=poses.rotations.double(),
-        shifts=poses.shifts.double(),
-        scales=heights.new_ones(m),
-        blurs=heights.new_zeros(m),
-        backgrounds=heights.new_zeros(m, k),
-        focus=None if stack.focus is None else replace(stack.focus, heights=stack.focus.heights.double()),
-    )
-    widths = [settings.b_factor] if settings.b_factor else [2.5, 5.0, 8.0, 12.0, 18.0, 27.0, 40.0]
-    guesses = [bare] if known else [replace(bare, b_factors=torch.full_like(heights, b)) for b in widths]
-    fits = [scaled(guess, stack, settings.batch_size) for guess in guesses]
-    best = min(range(len(fits)), key=lambda i: fits[i][1])
-    fitted = fits[best][0]
-    level = fitted[:, 0].median()
-    if float(level) <= 0:
-        raise InputError("the atoms are not brighter than the background; are angles and tilt axis right?")
-    return replace(
-        guesses[best],
-        heights=heights * level,
-        scales=(fitted[:, 0] / level).clamp(0.3, 3.0),
-        backgrounds=fitted[:, 1:],
-    )
-
-
-def scaled(bare: SpotParameters, stack: ImageStack, batch_size: int) -> tuple[Tensor, float]:
-    """Scale and background (m, 1 + k) of each image by least squares, and the sum of squares that is left.
-
-    bare : with relative heights.
-    """
-    basis, inside = basis_for(bare, stack), stack.inside.flatten()
-
-    def of_images(rows: Tensor) -> tuple[Tensor, Tensor]:
-        part = bare.images(rows)
-        signal = signal_of(part, lay_out(part, stack))
-        columns = (
-            torch.cat((signal[:, None], basis.expand(len(signal), -1, -1, -1)), 1).flatten(2)[..., inside].double()
-        )
-        images = stack.images[rows].double().flatten(1)[:, inside, None]
-        found = least_squares(columns @ columns.mT, columns @ images)
-        return found[..., 0], (images - columns.mT @ found).square().sum((1, 2))
-
-    found, left = map_over(of_images, image_batches(len(stack), batch_size, stack.images.device))
-    return found, float(left.sum())
-
-
 def step(state: SpotState, stack: ImageStack, groups: Tensor, settings: SpotSettings) -> SpotState:
     """One step of Fisher scoring (Levenberg-Marquardt): solve, move, and keep it if the likelihood rises."""
     here = state.parameters
@@ -302,47 +196,6 @@ def linearised(
         batch_size=settings.batch_size,
         damping=damping,
     )
-
-
-def shared_prior(here: SpotParameters, system: Linearised) -> Shared:
-    """Gradient of the prior: single B factors are drawn to their mean."""
-    offset = (here.b_factors - here.b_factors.mean()) / EIGHT_PI2
-    pull = system.precision.widening
-    same = len(pull) == len(offset)
-    return Shared(here.heights.new_zeros(len(here.heights), 4), pull * offset if same else 0 * pull)
-
-
-def own_precision(spread: Tensor, stack: ImageStack, k: int) -> Tensor:
-    """(m, 7 + k) inverse variances of the priors on each image's own parameters; infinite where it is kept."""
-    angle = torch.deg2rad(spread[0])
-    sigmas = torch.stack((angle, angle, angle, spread[1], spread[1], spread[2], spread[3]))
-    return torch.cat((sigmas**-2, sigmas.new_zeros(k))).expand(len(stack), -1)
-
-
-def learned_spread(spread: Tensor, offset: Tensor, variance: Tensor) -> Tensor:
-    """The sigmas that make the offsets most likely: ``sum offset^2 / sum (1 - variance / sigma^2)`` (MacKay's update).
-
-    References
-    ----------
-    .. [1] D. J. C. MacKay, "Bayesian interpolation", Neural Computation 4, 415 (1992), eq. 5.3.
-    """
-    scale = torch.stack((torch.deg2rad(spread[0]), *spread[1:]))
-    columns = ((0, 1, 2), (3, 4), (5,), (6,))
-    new = []
-    for sigma, which in zip(scale, columns, strict=True):
-        if float(sigma) == 0:
-            new.append(sigma)
-            continue
-        part, known = offset[:, which], variance[:, which]
-        determined = (1 - known / sigma**2).clamp(min=0).sum().clamp(min=1e-3 * part.numel())
-        new.append(((part**2).sum() / determined).sqrt().clamp(0.3 * sigma, 3 * sigma))
-    found = torch.stack((torch.rad2deg(new[0]), *new[1:]))
-    return torch.maximum(found, _LEAST_SPREAD * spread.new_tensor([0.3, 0.3, 0.1, 0.02]) * (spread > 0))
-
-
-def prior_merit(offset: Tensor, precision: Tensor) -> float:
-    """Nats of the priors of the images' own parameters."""
-    return -float(torch.where(torch.isfinite(precision), precision * offset**2, 0.0).sum()) / 2
 
 
 def image_likelihoods(parameters: SpotParameters, stack: ImageStack, noise: CountNoise, batch_size: int) -> Tensor:

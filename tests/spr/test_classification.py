@@ -17,14 +17,13 @@ from common.io.checkpoint import CheckpointObserver
 from common.iteration import State
 from common.noise import extent_and_noise, whiten
 from spr.ab_initio import SearchSettings, prepare
+from spr.class_assignment import Assignment, assign_classes
 from spr.class_averages import posterior_averages, views_of_averages
 from spr.class_expectation import expect_classes
 from spr.class_labels import FrameOrder
 from spr.classification import (
-    Assignment,
     ClassificationData,
     ClassificationSettings,
-    assign_classes,
     classification_data,
     classify,
     first_classes,

@@ -20,7 +20,9 @@ from common.resolution import FSC
 from common.rotations import euler_to_matrix, random_rotations
 from spr.ab_initio import SearchState
 from spr.consensus import Consensus, ConsensusSettings, Start, judge
-from spr.result import Maps, Seen, Stages, conclude, judge_model, resolution
+from spr.final_maps import Maps, resolution
+from spr.result import Stages, conclude, judge_model
+from spr.seen import Seen
 
 N, LEFT_OUT = 12, torch.tensor([2, 7, 11])
 FITTED = torch.tensor([i for i in range(N) if i not in LEFT_OUT.tolist()])

@@ -16,7 +16,7 @@ from common.atoms.refinement import refine_atoms
 from common.data import Poses, Volume
 from common.simulation import SimulatedData, simulate_images
 from spr.map_stages import look_at
-from spr.result import Seen
+from spr.seen import Seen
 from spr.settings import Settings
 from spr.time_windows import Window, compare_maps, follow_atoms
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from aet_tilt.reconstruction.levelling import level, turn_images
-from aet_tilt.reconstruction.operator import GridOperator, TiltOperator, make_operator
+from aet_tilt.reconstruction.operator import GridOperator, make_operator
 from aet_tilt.reconstruction.problem import make_problem, row_band, squared_norm
+from aet_tilt.reconstruction.tilt_operator import TiltOperator
 from common.data import ImageStack, InputError, Poses
 from common.rotations import random_rotations, rotation_from_vector
 

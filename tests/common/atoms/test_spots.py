@@ -16,7 +16,8 @@ from common.atoms.spot_image import CountNoise, SpotParameters, moved, predict
 from common.atoms.spot_model import predict_images, spot_model
 from common.atoms.spot_normal import Shared, image_slope, linearise
 from common.atoms.spot_rendering import correlate_spots, render_spots, spot_patches
-from common.atoms.spots import SpotSettings, refine_spots
+from common.atoms.spot_settings import SpotSettings
+from common.atoms.spots import refine_spots
 from common.data import Focus, ImageStack, Poses
 from common.rotations import random_rotations
 
