@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers
 
-from aet_tilt.alignment import AlignmentSettings, AlignmentState, align, start_poses
-from aet_tilt.film import FilmSettings, about_one_axis, film_held_out_r1, map_film, trace_film
-from aet_tilt.focus import FocusSettings, FoundFocus, find_focus
+from aet_tilt.alignment import AlignmentState, align, start_poses
+from aet_tilt.film import about_one_axis, film_held_out_r1, map_film, trace_film
+from aet_tilt.focus import FoundFocus, find_focus
 from aet_tilt.found_mask import particle_radius
 from aet_tilt.maps import Maps, check_method, first_volume, make_maps
-from aet_tilt.preprocessing import Preprocessed, PreprocessingSettings, for_reconstruction, preprocess
-from aet_tilt.reconstruction.discrete import DiscreteSettings
+from aet_tilt.preprocessing import Preprocessed, for_reconstruction, preprocess
 from aet_tilt.reconstruction.few_images import fill_crystal
-from aet_tilt.reconstruction.lattice_search import LatticeSettings, crystal_of
-from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
+from aet_tilt.reconstruction.lattice_search import crystal_of
+from aet_tilt.reconstruction.methods import MethodOrAuto
 from aet_tilt.result import Fitted, Reconstruction, with_atoms, with_structure
+from aet_tilt.settings import Settings
 from aet_tilt.verification import (
     VerificationSettings,
     check_can_verify,
@@ -30,66 +28,15 @@ from aet_tilt.verification import (
     difference,
     simulated_series,
 )
-from common.atoms.analysis import AnalysisSettings
-from common.atoms.peaks import PeakSettings, find_peaks
+from common.atoms.peaks import find_peaks
 from common.atoms.species import assign_species
-from common.atoms.spot_count import SpotCountSettings, settle_count
+from common.atoms.spot_count import settle_count
 from common.atoms.spot_model import predict_images, refined_atoms, spot_model
-from common.atoms.spot_settings import SpotSettings
 from common.atoms.spots import SpotState, refine_spots
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, Under, run_stage
 
-AnyMethod = Literal[MethodOrAuto, "discrete"]
 _MATCHING = 0.6  # correlation of images with atoms of the right lattice, at least
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a tilt series becomes atoms.
-
-    elements : chemical symbols that are there, such as Pd,Au; none: atoms stay "X".
-    method : of the reconstruction from which atoms are traced (they are refined against the images whichever it is);
-        auto: the one that predicts images left out best, which takes many times as long; discrete: no volume, but the
-        sites of a crystal that hold an atom, from two images and more.
-    align : find shifts before the reconstruction; otherwise they are as given.
-    held_out_every : one of so many images is left out to judge the atoms, >= 3.
-    preprocessing : hot pixels, repeats, dose.
-    alignment : of the images.
-    reconstruction : of the volume.
-    film : of a specimen that goes on past the images' borders.
-    lattice : of the crystal, for discrete tomography. discrete : how its sites are filled.
-    focus : of a through-focal series.
-    tracing : of atoms in the volume.
-    count : when an atom is real.
-    atoms : atoms and poses against the counts.
-    analysis : of the structure that the atoms make.
-    verification : by multislice images of the final atoms.
-    """
-
-    elements: tuple[str, ...] = ()
-    method: AnyMethod = "fbp"
-    align: bool = True
-    held_out_every: int = 7
-    preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
-    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
-    reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
-    film: FilmSettings = field(default_factory=FilmSettings)
-    lattice: LatticeSettings = field(default_factory=LatticeSettings)
-    discrete: DiscreteSettings = field(default_factory=DiscreteSettings)
-    focus: FocusSettings = field(default_factory=FocusSettings)
-    tracing: PeakSettings = field(default_factory=PeakSettings)
-    count: SpotCountSettings = field(default_factory=SpotCountSettings)
-    atoms: SpotSettings = field(default_factory=SpotSettings)
-    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
-    verification: VerificationSettings = field(default_factory=VerificationSettings)
-
-    def __post_init__(self) -> None:
-        if self.held_out_every < 3:
-            raise InputError(f"every {self.held_out_every}th image is left out, expected at least every 3rd to stay")
-        for element in ",".join(self.elements).split(",") if self.elements else ():
-            if atomic_numbers.get(element, 0) < 1:
-                raise InputError(f"the element is {element!r}, expected a chemical symbol such as Au")
 
 
 def reconstruct(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.data import ImageStack, InputError, Poses, Volume
+from common.data import ImageStack, InputError, Volume
 from common.iteration import Observer, State, run, step_generator
 from common.masks import soft_ball
 from common.noise import NoiseModel
@@ -24,7 +24,6 @@ from spr.centring import centre_particles
 from spr.map_update import maximise
 from spr.orientation_search import (
     Expectation,
-    RingImages,
     Views,
     expectation,
     joined_views,
@@ -34,6 +33,7 @@ from spr.orientation_search import (
     temperature_for,
     views_of,
 )
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid, map_box, sample_rings, signal_nats, signal_rings
 
 _USUAL_NATS, _USUAL_ITERATIONS, _USUAL_IMAGES = 140.0, 100, 110  # a schedule that works at 200 electrons/angstrom^2
@@ -293,36 +293,6 @@ def search(
     settings = scheduled(settings, images)
     first = start(images, grid, settings, seed=seed)
     return run(name, first, lambda s: step(s, images, grid, settings, seed=seed, symmetry=symmetry), observers)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The best pose of every image on a grid. log_likelihood : (n,) nats over no particle."""
-
-    poses: Poses
-    log_likelihood: Tensor
-
-
-def assign(
-    state: SearchState,
-    images: RingImages,
-    grid: SearchGrid,
-    settings: SearchSettings,
-    *,
-    seed: int,
-    rows: Tensor | None = None,
-) -> Assignment:
-    """Every image's best pose against the final map of a search, over all orientations and the shifts around it.
-
-    rows : (k,) the images that are looked at; all when None.
-    """
-    frames = random_frames(grid.directions, generator=step_generator(seed, 10**6)).to(state.values)
-    views = views_of(state.values, frames, grid.shells, images.rings.shape[-1], images.weights)
-    every = torch.arange(len(images), device=state.shifts.device) if rows is None else rows
-    width = settings.shift_step / float(images.frequencies.max())
-    trials = trial_shifts(state.shifts[every], width)
-    found = expect_all(images, every, trials, views, 1.0)
-    return Assignment(Poses(found.rotations, found.shifts), found.best)
 
 
 def volume_of(state: SearchState, grid: SearchGrid) -> Volume:

@@ -15,7 +15,8 @@ from scipy.special import jv
 from torch import Tensor
 
 from spr.map_update import rings_from_orders
-from spr.orientation_search import RingImages, Views
+from spr.orientation_search import Views
+from spr.ring_images import RingImages
 
 _LEAST_POWER = 1e-3  # of the strongest ring, so that none is taken as known to be empty
 _RANK = 1e-6  # eigenvalues below this fraction of the largest are left out

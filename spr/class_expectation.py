@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from common.parallel import sum_over_shards
-from spr.orientation_search import (
-    RingImages,
-    Views,
-    angular_synthesis,
-    averaged_rings,
-    log_likelihoods,
-    log_prior,
-)
+from spr.orientation_search import Views, angular_synthesis, averaged_rings, log_likelihoods, log_prior
+from spr.ring_images import RingImages
 
 _SCORES = 256  # classes times images at a time; few keep the scores in the processor's cache
 

@@ -16,7 +16,8 @@ from spr.class_averages import (
     turned_orders,
     views_of_averages,
 )
-from spr.orientation_search import RingImages, log_likelihoods
+from spr.orientation_search import log_likelihoods
+from spr.ring_images import RingImages
 
 _PARTNERS = 4  # of each class, looked at closely
 _GRID = 5  # trial shifts along each axis

@@ -19,9 +19,10 @@ from torch import Tensor
 from common.atoms.tracing import TracingSettings
 from common.data import Poses, Volume
 from common.iteration import Observer, run
-from spr.ab_initio import Assignment, SearchSettings, SearchState, assign, next_maps, scheduled, start
+from spr.ab_initio import SearchSettings, SearchState, next_maps, scheduled, start
 from spr.consensus import SAMPLE, ConsensusSettings, shared_atoms, traced
-from spr.orientation_search import RingImages
+from spr.pose_assignment import Assignment, assign
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 
 _SLOWER = 2  # times the iterations for one map: at 1, none of four starts told two clusters apart; at 2, three of three
@@ -139,7 +140,7 @@ def assign_classes(
     seed: int,
     rows: Tensor | None = None,
 ) -> tuple[Assignment, ...]:
-    """Every image's best pose against each of the maps; parameters as for `spr.ab_initio.assign`."""
+    """Every image's best pose against each of the maps; parameters as for `spr.pose_assignment.assign`."""
     one = partial(assign, images=images, grid=grid, settings=settings, seed=seed, rows=rows)
     return tuple(one(replace(state, values=values)) for values in state.values)
 

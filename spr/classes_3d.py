@@ -17,21 +17,20 @@ from torch import Tensor
 
 from common.atoms.atom_count import AtomCountSettings, add_and_remove_atoms
 from common.atoms.model import AtomicModel
-from common.atoms.pose_search import PoseSearchSettings
 from common.atoms.refinement import RefinementSettings
-from common.atoms.validation import search_unseen, with_robust_weights
+from common.atoms.validation import with_robust_weights
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, run_stage, under
 from common.noise import NoiseModel
 from spr import atom_stages, map_stages
 from spr.class_differences import Differences, describe, differences
+from spr.class_evidence import believed, evidence_of, left_out_likelihood
 from spr.class_split import split_images
 from spr.class_structure import everywhere, find_structure
 from spr.final_maps import final_maps
 from spr.mixture import (
     Mixture,
     held_by,
-    mixed_likelihood,
     mixture_of,
     settle,
 )
@@ -42,8 +41,6 @@ from spr.seen import Seen
 from spr.settings import Settings
 
 _MOST = 6  # classes that "auto" tries at most
-_SIGMAS = 3.0  # by which left-out images must ask for one more class
-_LEAST_GAIN = 0.5  # nats a left-out image, likewise
 _FAINT = AtomCountSettings(smallest_height=0.1, closest=0.3)  # atoms that only some of the particles have
 _STRONG = 1.5  # spread along a direction over that of particles that are alike, from which a class is split
 _NEW_SHARE = 0.05  # of the images, unexplained ones that are searched for a structure of their own
@@ -192,42 +189,10 @@ def with_faint_atoms(
     return add_and_remove_atoms(stack, noise, model, _FAINT, settings).model
 
 
-def unseen_likelihood(model: AtomicModel, stack: ImageStack, noise: NoiseModel, settings: PoseSearchSettings) -> Tensor:
-    """(h,) nats of images that the model has not seen."""
-    return search_unseen(model, stack, noise, settings).log_likelihood
-
-
 def merged_poses(model: AtomicModel, rows: Tensor, parent: AtomicModel) -> AtomicModel:
     """The atoms of ``model`` with its own poses for the images ``rows`` and the parent's for all others."""
     rest = all_but(rows, len(parent.weights))
     return merged(model, rows, held_by(model, select_images(parent, rest)), rest) if len(rest) else model
-
-
-def left_out_likelihood(
-    seen: Seen, models: Sequence[AtomicModel], settings: Settings, observers: Sequence[Observer]
-) -> Tensor:
-    """(h, K) nats of every left-out image under every class, its pose searched from nothing."""
-    stack, _, noise = seen.part(seen.left_out)
-    found = [
-        run_stage(
-            f"left-out/{k}",
-            partial(unseen_likelihood, model, stack, noise, settings.pose_search),
-            observers,
-        )
-        for k, model in enumerate(models, start=1)
-    ]
-    return torch.stack(found, 1)
-
-
-def evidence_of(likelihood: Tensor, shares: Tensor, before: Tensor, shares_before: Tensor) -> tuple[float, float]:
-    """Mean gain of left-out images by one class more, nats, and its standard error; likelihoods (h, K + 1), (h, K)."""
-    gain = mixed_likelihood(likelihood, shares) - mixed_likelihood(before, shares_before)
-    return float(gain.mean()), float(gain.std()) / max(len(gain), 1) ** 0.5 if len(gain) > 1 else float("inf")
-
-
-def believed(gain: float, error: float) -> bool:
-    """Whether left-out images ask for a class that gains so many nats each, with this standard error."""
-    return gain > max(_LEAST_GAIN, _SIGMAS * error)
 
 
 def finish_classes(

@@ -36,12 +36,8 @@ from spr.class_labels import (
     shares_of,
 )
 from spr.class_merging import ClassSums, best_merges, merge_classes
-from spr.orientation_search import (
-    RingImages,
-    log_likelihoods,
-    log_prior,
-    temperature_for,
-)
+from spr.orientation_search import log_likelihoods, log_prior, temperature_for
+from spr.ring_images import RingImages
 
 _IMAGES_PER_CLASS = 20  # at the start, where the number of classes is left to the images
 _MOST_CLASSES = 60

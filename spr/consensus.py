@@ -13,8 +13,9 @@ from common.atoms.comparison import same_structure
 from common.atoms.tracing import TracingSettings, find_atoms
 from common.data import InputError, Poses, Volume
 from common.iteration import Observer
-from spr.ab_initio import SearchSettings, SearchState, assign, search, volume_of
-from spr.orientation_search import RingImages
+from spr.ab_initio import SearchSettings, SearchState, search, volume_of
+from spr.pose_assignment import assign
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 
 ATOMS_SHARED = "atoms shared, up to rotation and hand"

@@ -15,8 +15,8 @@ from common.noise import contrast_sign, extent_and_noise, whiten
 from common.rotations import point_group
 from spr.ab_initio import patient, prepare, scheduled, slowness
 from spr.consensus import Consensus, agree
-from spr.orientation_search import RingImages
 from spr.refinement import RefinedMap, halve, refine, shells_to
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid, sample_rings
 from spr.seen import Seen
 from spr.settings import Settings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.data import ImageStack, InputError
 from common.noise import NoiseModel
-from spr.orientation_search import RingImages, ring_transfer, ring_transform, ring_vectors
+from spr.ring_images import RingImages, ring_transfer, ring_transform, ring_vectors
 
 _SEEN = 3  # standard deviations of a ring's power, from which it counts as signal
 _WIDE = 0.9  # of the signal, in a wide band

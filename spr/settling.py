@@ -23,8 +23,9 @@ from common.iteration import Observer, State, run, step_generator
 from common.parallel import map_over_shards
 from spr.ab_initio import SearchSettings, SearchState
 from spr.atomic_map import atomic_map
-from spr.orientation_search import RingImages
-from spr.refinement import RefineData, RefineSettings, fit_poses, halve, map_of_poses
+from spr.pose_fitting import RefineData, fit_poses
+from spr.refinement import RefineSettings, halve, map_of_poses
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 from spr.rotation_chain import RotationChain, likeliest_path
 from spr.segments import at_true_scale, segments_of

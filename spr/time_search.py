@@ -19,10 +19,9 @@ from common.data import InputError, Poses
 from common.iteration import Observer, run, step_generator
 from common.parallel import map_over_shards, sum_over_shards
 from common.rotations import random_rotations
-from spr.ab_initio import Assignment, SearchSettings, SearchState, effective_poses, scheduled, start, trial_shifts
+from spr.ab_initio import SearchSettings, SearchState, effective_poses, scheduled, start, trial_shifts
 from spr.map_update import maximise
 from spr.orientation_search import (
-    RingImages,
     Views,
     angular_synthesis,
     averaged_rings,
@@ -34,6 +33,8 @@ from spr.orientation_search import (
     turned_orders,
     views_of,
 )
+from spr.pose_assignment import Assignment
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 from spr.rotation_chain import RotationChain, brownian_chain, forward_backward
 

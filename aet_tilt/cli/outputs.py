@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from aet_tilt.result import Reconstruction
 from common.data import Poses
+from common.io.aligned_series import write_aligned
 from common.io.atoms import write_xyz
 from common.io.run_folder import RunFolder
-from common.io.tilt_series import TiltFile, write_aligned
+from common.io.tilt_series import TiltFile
 from common.report import Inputs, ReportData, write_report
 from common.report.results import (
     atom_sites,

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aet_tilt.cli.outputs import write_outputs
-from aet_tilt.pipeline import Settings
 from aet_tilt.result import Reconstruction
+from aet_tilt.settings import Settings
 from common.cli.program import Parser, add_machine_arguments, choose_device, set_threads
 from common.cli.progress import ProgressObserver
 from common.cli.runs import Clock, keep_inputs, summarise, tell

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from common.atoms.peaks import apart, bond_length
 from common.atoms.spot_image import EIGHT_PI2, SpotParameters, compared, image_batches
-from common.atoms.spot_normal import atom_information
 from common.atoms.spot_settings import SpotSettings
+from common.atoms.spot_solver import atom_information
 from common.atoms.spots import SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
 from common.iteration import Observer

@@ -12,16 +12,9 @@ from torch import Tensor
 
 from common.atoms.shared import rigid_motions
 from common.atoms.spot_image import compared, correlations, image_batches
-from common.atoms.spot_normal import (
-    AtomInformation,
-    Linearised,
-    Shared,
-    atom_information,
-    image_slope,
-    noise_slope,
-    solve,
-)
+from common.atoms.spot_normal import Linearised, Shared, image_slope, noise_slope
 from common.atoms.spot_settings import SpotSettings
+from common.atoms.spot_solver import AtomInformation, atom_information, solve
 from common.atoms.spots import SpotState, groups_of, linearised, refine_spots
 from common.data import ImageStack, Poses
 from common.iteration import step_generator

@@ -26,19 +26,10 @@ from common.atoms.spot_image import (
     moved,
 )
 from common.atoms.spot_noise import flat_noise, measure_noise
-from common.atoms.spot_normal import (
-    AtomInformation,
-    Linearised,
-    Shared,
-    atom_information,
-    image_slope,
-    linearise,
-    own_step,
-    own_variances,
-    solve,
-)
+from common.atoms.spot_normal import Linearised, Shared, image_slope, linearise, own_step, own_variances
 from common.atoms.spot_priors import learned_spread, own_precision, prior_merit, shared_prior
 from common.atoms.spot_settings import SpotSettings
+from common.atoms.spot_solver import AtomInformation, atom_information, solve
 from common.atoms.spot_start import first_parameters
 from common.data import ImageStack, InputError, Poses
 from common.iteration import Observer, State, run

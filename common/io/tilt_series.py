@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data import Focus, ImageStack, InputError, Poses
-from common.fourier import shift_images
 from common.io.files import require_file
-from common.io.imod import read_mdoc, read_xf, write_xf
+from common.io.imod import read_mdoc, read_xf
 from common.io.matlab import read_mat
 from common.io.microscopy import READERS, read_microscopy
-from common.io.mrc import map_sections, read_header, write_images
+from common.io.mrc import map_sections, read_header
 from common.io.particle_file import header_pixel_sizes, settle_pixel_size
 from common.io.particles import MRC_SUFFIXES, TIFF_SUFFIXES
 from common.io.stack_checks import check_stack
@@ -30,10 +29,7 @@ from common.io.tilt_angles import (
     read_angles,
     read_npy,
     rotations_from_triplets,
-    write_euler,
-    write_tilt_angles,
 )
-from common.rotations import tilt_angles_of
 
 _FEWEST = 2  # discrete tomography is content with so few
 
@@ -305,24 +301,3 @@ def _published(file: Path, array: NDArray, n_angles: int | None) -> tuple[Tensor
         order, data = "(n, y, x)", array
     images = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
     return images, (f"{file.name}: the array {array.shape} is taken as {order}",)
-
-
-def write_aligned(folder: str | os.PathLike[str], stack: ImageStack, poses: Poses) -> tuple[Path, ...]:
-    """Write aligned.mrc (shifts undone), aligned.tlt and euler.txt (rotations), aligned.xf (shifts) to a folder.
-
-    Returns
-    -------
-    The files. In-plane rotations are not undone: euler.txt states them, aligned.tlt only the tilts. aligned.xf is
-    IMOD's transform of the raw images that puts the specimen's origin at their centre.
-    """
-    if len(stack) != len(poses):
-        raise InputError(f"{len(poses)} poses for {len(stack)} images, expected one each")
-    where = Path(folder)
-    files = tuple(where / name for name in ("aligned.mrc", "aligned.tlt", "euler.txt", "aligned.xf"))
-    shifts = poses.shifts / stack.pixel_size
-    write_images(files[0], shift_images(stack.images, -shifts), stack.pixel_size)
-    write_tilt_angles(files[1], tilt_angles_of(poses.rotations))
-    write_euler(files[2], poses.rotations)
-    inside = stack.inside
-    write_xf(files[3], shifts.double() + _before_origin(int(inside.any(0).sum()), int(inside.any(1).sum())))
-    return files

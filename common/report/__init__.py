@@ -3,8 +3,6 @@
 from common.report.data import (
     AtomSites,
     ClassAverages,
-    Filmed,
-    FilmedParticle,
     FourierShellCorrelation,
     ImageExamples,
     ImageScores,
@@ -12,14 +10,13 @@ from common.report.data import (
     Inputs,
     Map,
     Metric,
-    MultisliceScores,
     ReportData,
     Starts,
-    StructureDifference,
-    Structures,
 )
+from common.report.movie_data import Filmed, FilmedParticle
 from common.report.page import render_report, write_report
 from common.report.pictures import pick_examples
+from common.report.structure_data import MultisliceScores, StructureDifference, Structures
 
 __all__ = [
     "AtomSites",

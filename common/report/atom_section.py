@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import Tensor
 
-from common.report import counting, figures
+from common.report import atom_figures, counting
 from common.report.data import AtomSites
 from common.report.sections import figure, grid, median, number, section, text
 
@@ -129,8 +129,8 @@ def show_distances(atoms: AtomSites) -> str:
     caption = f"Median {middle}, shortest {low}, longest {high}."
     reach = f"All pairs up to {number(limit, 1, 'Å')}."
     drawings = (
-        figure(figures.plot_neighbour_distances(nearest), "Nearest-neighbour distances", caption),
-        figure(figures.plot_pair_distances(positions, limit), "Pair distances", reach),
+        figure(atom_figures.plot_neighbour_distances(nearest), "Nearest-neighbour distances", caption),
+        figure(atom_figures.plot_pair_distances(positions, limit), "Pair distances", reach),
     )
     return section("distances", "Distances between atoms", grid(*drawings))
 
@@ -144,14 +144,16 @@ def show_sigmas(atoms: AtomSites) -> str:
     words = f"Sigma is {text(atoms.sigma_definition)}; its median is <b>{middle}</b>."
     if unknown:
         words += f" {unknown} of {len(atoms.symbols)} atoms have no sigma: they are left out of the charts."
-    drawings = [figure(figures.plot_sigmas(atoms), "Histogram of sigma", "How many atoms are known how well.")]
+    drawings = [figure(atom_figures.plot_sigmas(atoms), "Histogram of sigma", "How many atoms are known how well.")]
     if atoms.bounds is not None:
         ratio = median(atoms.sigmas / atoms.bounds)
         caption = f"No unbiased estimate can be better than the bound. Median of sigma / bound: <b>{number(ratio)}</b>."
-        drawings.append(figure(figures.plot_sigma_against_bound(atoms), "Sigma against the Cramér-Rao bound", caption))
+        drawings.append(
+            figure(atom_figures.plot_sigma_against_bound(atoms), "Sigma against the Cramér-Rao bound", caption)
+        )
     caption = "Atoms at the surface against atoms inside."
-    drawings.append(figure(figures.plot_sigma_by_radius(atoms), "Sigma by radius", caption))
+    drawings.append(figure(atom_figures.plot_sigma_by_radius(atoms), "Sigma by radius", caption))
     if atoms.b_factors is not None:
         caption = f"Median {number(median(atoms.b_factors), 2, 'Å²')}."
-        drawings.append(figure(figures.plot_b_factors(atoms), "Histogram of B factor", caption))
+        drawings.append(figure(atom_figures.plot_b_factors(atoms), "Histogram of B factor", caption))
     return section("sigmas", "How well the atoms are known", f"<p>{words}</p>", grid(*drawings))

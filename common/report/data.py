@@ -10,18 +10,12 @@ from torch import Tensor
 
 from common.atoms.analysis import Findings
 from common.data import Optics
+from common.report.movie_data import Filmed
+from common.report.shapes import check_shapes
+from common.report.structure_data import MultisliceScores, Structures
 
 Outcome = Literal["determined", "doubtful", "not determined"]
 OUTCOMES = ("determined", "doubtful", "not determined")
-
-
-def _check_shapes(section: str, **tensors: tuple[Tensor | None, tuple[int | None, ...]]) -> None:
-    for name, (tensor, expected) in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.ndim != len(expected) or any(e not in (None, s) for s, e in zip(tensor.shape, expected, strict=True)):
-            wanted = "(" + ", ".join("n" if e is None else str(e) for e in expected) + ")"
-            raise ValueError(f"report, {section}: {name} has shape {tuple(tensor.shape)}, expected {wanted}")
 
 
 @dataclass(frozen=True)
@@ -60,9 +54,9 @@ class FourierShellCorrelation:
 
     def __post_init__(self) -> None:
         k = self.frequencies.shape[0]
-        _check_shapes("FSC", frequencies=(self.frequencies, (None,)))
+        check_shapes("FSC", frequencies=(self.frequencies, (None,)))
         for name, values in self.curves.items():
-            _check_shapes("FSC", **{name: (values, (k,))})
+            check_shapes("FSC", **{name: (values, (k,))})
 
 
 @dataclass(frozen=True)
@@ -85,8 +79,8 @@ class Starts:
 
     def __post_init__(self) -> None:
         s = self.scores.shape[0]
-        _check_shapes("starts", scores=(self.scores, (None,)), agreement=(self.agreement, (s, s)))
-        _check_shapes("starts", agrees=(self.agrees, (s,)))
+        check_shapes("starts", scores=(self.scores, (None,)), agreement=(self.agreement, (s, s)))
+        check_shapes("starts", agrees=(self.agrees, (s,)))
         if self.names and len(self.names) != s:
             raise ValueError(f"report, starts: {len(self.names)} names for {s} starts, expected one each or none")
 
@@ -103,7 +97,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         k = self.iterations.shape[0]
-        _check_shapes(f"metric {self.name}", iterations=(self.iterations, (None,)), values=(self.values, (k,)))
+        check_shapes(f"metric {self.name}", iterations=(self.iterations, (None,)), values=(self.values, (k,)))
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ class Map:
     voxel_size: float
 
     def __post_init__(self) -> None:
-        _check_shapes("volume", values=(self.values, (None, None, None)))
+        check_shapes("volume", values=(self.values, (None, None, None)))
 
 
 @dataclass(frozen=True)
@@ -138,9 +132,9 @@ class ImageExamples:
 
     def __post_init__(self) -> None:
         k = self.numbers.shape[0]
-        _check_shapes("images", numbers=(self.numbers, (None,)), scores=(self.scores, (k,)))
-        _check_shapes("images", measured=(self.measured, (k, None, None)))
-        _check_shapes("images", model=(self.model, tuple(self.measured.shape)))
+        check_shapes("images", numbers=(self.numbers, (None,)), scores=(self.scores, (k,)))
+        check_shapes("images", measured=(self.measured, (k, None, None)))
+        check_shapes("images", model=(self.model, tuple(self.measured.shape)))
         if len(self.groups) != k:
             raise ValueError(f"report, images: {len(self.groups)} groups for {k} images, expected one each")
 
@@ -164,9 +158,9 @@ class ClassAverages:
 
     def __post_init__(self) -> None:
         k = self.averages.shape[0]
-        _check_shapes("classes", averages=(self.averages, (None, None, None)), images=(self.images, (k,)))
-        _check_shapes("classes", correlation=(self.correlation, (k,)), resolution=(self.resolution, (k,)))
-        _check_shapes("classes", rejected=(self.rejected, (k,)))
+        check_shapes("classes", averages=(self.averages, (None, None, None)), images=(self.images, (k,)))
+        check_shapes("classes", correlation=(self.correlation, (k,)), resolution=(self.resolution, (k,)))
+        check_shapes("classes", rejected=(self.rejected, (k,)))
 
 
 @dataclass(frozen=True)
@@ -186,8 +180,8 @@ class ImageScores:
 
     def __post_init__(self) -> None:
         n = self.values.shape[0]
-        _check_shapes("scores", values=(self.values, (None,)))
-        _check_shapes("scores", held_out=(self.held_out, (n,)), unexplained=(self.unexplained, (n,)))
+        check_shapes("scores", values=(self.values, (None,)))
+        check_shapes("scores", held_out=(self.held_out, (n,)), unexplained=(self.unexplained, (n,)))
 
 
 @dataclass(frozen=True)
@@ -212,100 +206,10 @@ class AtomSites:
 
     def __post_init__(self) -> None:
         n = self.positions.shape[0]
-        _check_shapes("atoms", positions=(self.positions, (None, 3)), heights=(self.heights, (n,)))
-        _check_shapes("atoms", b_factors=(self.b_factors, (n,)), sigmas=(self.sigmas, (n,)), bounds=(self.bounds, (n,)))
+        check_shapes("atoms", positions=(self.positions, (None, 3)), heights=(self.heights, (n,)))
+        check_shapes("atoms", b_factors=(self.b_factors, (n,)), sigmas=(self.sigmas, (n,)), bounds=(self.bounds, (n,)))
         if len(self.symbols) != n:
             raise ValueError(f"report, atoms: {len(self.symbols)} symbols for {n} atoms, expected one each")
-
-
-@dataclass(frozen=True)
-class MultisliceScores:
-    """How well images by multislice agree with the measured ones; correlations of whitened images.
-
-    numbers : (k,) 1-based rows of the input.
-    model : (k,) of measured image and refined model. multislice : (k,) of measured image and multislice image.
-    between : (k,) of multislice image and refined model, both without noise.
-    b_factor : angstrom^2, of the atoms in the multislice.
-    """
-
-    numbers: Tensor
-    model: Tensor
-    multislice: Tensor
-    between: Tensor
-    b_factor: float
-
-
-@dataclass(frozen=True)
-class StructureDifference:
-    """One atom of two structures laid on each other.
-
-    atom_first, atom_second : numbers from 1, None where it is in one only. distance : angstrom, between the two.
-    sigmas : that in units of its error. place_first, place_second : angstrom, in the frame of the first.
-    what : "moved", "same", or where it is.
-    """
-
-    atom_first: int | None
-    atom_second: int | None
-    distance: float | None
-    sigmas: float | None
-    place_first: tuple[float, float, float] | None
-    place_second: tuple[float, float, float] | None
-    what: str
-
-
-@dataclass(frozen=True)
-class Structures:
-    """Structures found in one stack.
-
-    classes : of each, images, mean posterior of these, share of them above 0.99, atoms, median sigma (pm), resolution
-        (angstrom).
-    differences : of each pair, the numbers of both and the atoms that differ. mirrored : of each pair, whether the
-        second is shown as its mirror image. shared : of each pair, atoms in both.
-    """
-
-    classes: tuple[tuple[int, float, float, float, float, float], ...]
-    differences: tuple[tuple[int, int, tuple[StructureDifference, ...]], ...] = ()
-    mirrored: tuple[bool, ...] = ()
-    shared: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class FilmedParticle:
-    """One particle of a movie.
-
-    path : (n, 2) of (x, y), angstrom from the first pixel, of all n frames. seen : (n,) booleans.
-    radius : angstrom. outcome : in words. atoms : how many, None where none were found. report : where its page is.
-    """
-
-    path: Tensor
-    seen: Tensor
-    radius: float
-    outcome: str
-    atoms: int | None
-    report: str
-
-
-@dataclass(frozen=True)
-class Filmed:
-    """A movie and what was found in it.
-
-    mean : (y, x) mean of its frames. pixel_size : angstrom.
-    frequencies : (k,) 1/angstrom. before, after : (k,) strongest over typical power on each ring beside the particles,
-        with the graphene and without.
-    """
-
-    mean: Tensor
-    pixel_size: float
-    frequencies: Tensor
-    before: Tensor
-    after: Tensor
-    particles: tuple[FilmedParticle, ...] = ()
-
-    def __post_init__(self) -> None:
-        k = len(self.frequencies)
-        _check_shapes("movie", mean=(self.mean, (None, None)), before=(self.before, (k,)), after=(self.after, (k,)))
-        for particle in self.particles:
-            _check_shapes("movie", path=(particle.path, (None, 2)), seen=(particle.seen, (len(particle.path),)))
 
 
 @dataclass(frozen=True)
@@ -351,4 +255,4 @@ class ReportData:
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
             raise ValueError(f"report: outcome is {self.outcome!r}, expected one of {', '.join(OUTCOMES)}")
-        _check_shapes("poses", rotations=(self.rotations, (None, 3, 3)))
+        check_shapes("poses", rotations=(self.rotations, (None, 3, 3)))

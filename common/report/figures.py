@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from common.report.counting import Array, count_directions, count_pairs, numbers
-from common.report.data import AtomSites, Filmed, FourierShellCorrelation, ImageScores, Metric, Starts
+from common.report.counting import Array, count_directions, numbers
+from common.report.data import FourierShellCorrelation, ImageScores, Metric, Starts
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 INK = "#3b4652"
@@ -93,22 +93,22 @@ def clip(name: str, longest: int) -> str:
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
-def _label(name: str, unit: str = "", longest: int = 30) -> str:
+def axis_label(name: str, unit: str = "", longest: int = 30) -> str:
     """An axis label with its unit, on up to three lines."""
     return textwrap.fill(clip(f"{name} ({unit})" if unit else name, 3 * longest - 10), longest)
 
 
-def _name(name: str) -> str:
+def short_name(name: str) -> str:
     """A legend entry. Matplotlib hides those that begin with an underscore, so a space of no width goes before it."""
     return clip(f"\u200b{name}" if name.startswith("_") else name, 40)
 
 
-def _histogram(axes: Axes, values: Array, bins: Any, colour: str, **style: Any) -> None:
+def draw_histogram(axes: Axes, values: Array, bins: Any, colour: str, **style: Any) -> None:
     axes.hist(values[np.isfinite(values)], bins=bins, color=colour, edgecolor="white", linewidth=0.5, **style)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _bins(*samples: Array, most: int = 30) -> list[float]:
+def bins_of(*samples: Array, most: int = 30) -> list[float]:
     values = np.concatenate([s[np.isfinite(s)] for s in samples])
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(high), abs(low)):
@@ -124,7 +124,7 @@ def plot_fsc(figure: Figure, fsc: FourierShellCorrelation) -> None:
     axes = figure.subplots()
     frequencies = numbers(fsc.frequencies)
     for (name, values), (colour, line) in zip(fsc.curves.items(), LINES * (1 + len(fsc.curves)), strict=False):
-        axes.plot(frequencies, numbers(values), color=colour, linestyle=line, label=_name(name))
+        axes.plot(frequencies, numbers(values), color=colour, linestyle=line, label=short_name(name))
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.axhline(fsc.threshold, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     right = axes.get_yaxis_transform()
@@ -174,7 +174,7 @@ def plot_start_scores(figure: Figure, starts: Starts, names: Sequence[str]) -> N
     axes.scatter(place[~agrees], scores[~agrees], s=70, facecolor="white", edgecolor=VERMILION, linewidth=1.8,
                  marker="D", label="disagrees", zorder=3)  # fmt: skip
     axes.set_xticks(place, [clip(name, 12) for name in names])
-    axes.set(xlabel="start", ylabel=_label(starts.score_name, starts.score_unit), xlim=(-0.6, len(scores) - 0.4))
+    axes.set(xlabel="start", ylabel=axis_label(starts.score_name, starts.score_unit), xlim=(-0.6, len(scores) - 0.4))
     axes.margins(y=0.15)
     if starts.agrees is not None and not agrees.all():
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
@@ -198,7 +198,7 @@ def plot_start_agreement(figure: Figure, agreement: Tensor, label: str, names: S
                       color="black" if value > 0.6 else "white")  # fmt: skip
     axes.set(xlabel="start", ylabel="start", aspect="equal")
     axes.invert_yaxis()
-    figure.colorbar(mesh, ax=axes, label=_label(label), shrink=0.9).outline.set_visible(False)
+    figure.colorbar(mesh, ax=axes, label=axis_label(label), shrink=0.9).outline.set_visible(False)
 
 
 @chart
@@ -208,13 +208,13 @@ def plot_metric(figure: Figure, lines: Sequence[Metric]) -> None:
     for metric, (colour, line) in zip(lines, LINES * (1 + len(lines)), strict=False):
         keep = np.unique(np.linspace(0, max(len(metric.values) - 1, 0), 400).astype(int))[: len(metric.values)]
         axes.plot(numbers(metric.iterations)[keep], numbers(metric.values)[keep], color=colour, linestyle=line,
-                  label=_name(metric.run), marker="o" if len(keep) < 4 else None, markersize=4)  # fmt: skip
+                  label=short_name(metric.run), marker="o" if len(keep) < 4 else None, markersize=4)  # fmt: skip
     values = np.concatenate([numbers(metric.values) for metric in lines])
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 100 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the usual one is written in TeX
-    axes.set(xlabel="iteration", ylabel=_label(lines[0].name, lines[0].unit))
+    axes.set(xlabel="iteration", ylabel=axis_label(lines[0].name, lines[0].unit))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(lines) <= 8 and any(metric.run for metric in lines):
         axes.legend(ncols=2)
@@ -226,7 +226,7 @@ def plot_image_scores(figure: Figure, scores: ImageScores) -> None:
     axes = figure.subplots()
     values, held = numbers(scores.values), numbers(scores.held_out) > 0
     held = held if held.size else np.zeros(values.size, bool)
-    bins = _bins(values)
+    bins = bins_of(values)
     known = np.isfinite(values)
     kinds = ((~held & known, BLUE, "-", "fitted"), (held & known, VERMILION, "--", "held out"))
     for chosen, colour, line, name in kinds:
@@ -237,107 +237,7 @@ def plot_image_scores(figure: Figure, scores: ImageScores) -> None:
             axes.hist(sample, coarse, density=True, histtype="step", color=colour, linestyle=line, linewidth=1.5,
                       label=f"{name}: {sample.size} images")  # fmt: skip
             axes.axvline(float(np.mean(sample)), color=colour, linestyle=line, linewidth=1)
-    axes.set(xlabel=_label(scores.name, scores.unit, 48), ylabel="density of images")
+    axes.set(xlabel=axis_label(scores.name, scores.unit, 48), ylabel="density of images")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
     if known.any():
         axes.legend(loc="upper left")
-
-
-@chart
-def plot_sigmas(figure: Figure, atoms: AtomSites) -> None:
-    """Number of atoms by sigma, with the Cramér-Rao bound as an outline."""
-    axes = figure.subplots()
-    sigmas, bounds = 100 * numbers(atoms.sigmas), 100 * numbers(atoms.bounds)
-    bins = _bins(sigmas, bounds)
-    _histogram(axes, sigmas, bins, BLUE, label="reported sigma")
-    if bounds.size:
-        bounds = bounds[np.isfinite(bounds)]
-        axes.hist(bounds, bins, histtype="step", color=VERMILION, linewidth=1.6, label="Cramér-Rao bound")
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.22)
-        axes.legend(loc="upper right", ncols=2)
-    axes.set(xlabel="sigma (pm)", ylabel="atoms")
-
-
-@chart
-def plot_sigma_against_bound(figure: Figure, atoms: AtomSites) -> None:
-    """Reported sigma of each atom against its Cramér-Rao bound, with the line where they are equal."""
-    axes = figure.subplots()
-    x, y = 100 * numbers(atoms.bounds), 100 * numbers(atoms.sigmas)
-    axes.scatter(x, y, s=16, color=BLUE, alpha=0.7, linewidth=0, rasterized=len(x) > 3000)
-    finite = np.concatenate((x, y))[np.isfinite(np.concatenate((x, y)))]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    pad = 0.08 * (high - low) or 0.1
-    axes.axline((low, low), slope=1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    limits = (low - pad, high + pad)
-    axes.set(xlabel="Cramér-Rao bound (pm)", ylabel="reported sigma (pm)", xlim=limits, ylim=limits)
-    axes.text(0.97, 0.05, "dashed: sigma = bound", ha="right", transform=axes.transAxes, fontsize=8.5, color=INK)
-
-
-@chart
-def plot_sigma_by_radius(figure: Figure, atoms: AtomSites) -> None:
-    """Sigma against the distance from the centre of the particle: the surface is usually known less well."""
-    axes = figure.subplots()
-    positions, sigmas = numbers(atoms.positions), 100 * numbers(atoms.sigmas)
-    radius = np.linalg.norm(positions - positions.mean(0), axis=1)
-    axes.scatter(radius, sigmas, s=16, color=BLUE, alpha=0.7, linewidth=0, rasterized=len(radius) > 3000)
-    axes.set(xlabel="distance from the centre of the atoms (Å)", ylabel="sigma (pm)")
-
-
-@chart
-def plot_b_factors(figure: Figure, atoms: AtomSites) -> None:
-    """Number of atoms by B factor."""
-    axes = figure.subplots()
-    b_factors = numbers(atoms.b_factors)
-    _histogram(axes, b_factors, _bins(b_factors), BLUE)
-    axes.set(xlabel="B factor (Å²)", ylabel="atoms")
-
-
-@chart
-def plot_neighbour_distances(figure: Figure, distances: Array) -> None:
-    """Number of atoms by the distance to the nearest other atom (angstrom)."""
-    axes = figure.subplots()
-    _histogram(axes, distances, _bins(distances, most=40), BLUE)
-    axes.set(xlabel="distance to the nearest neighbour (Å)", ylabel="atoms")
-
-
-@chart
-def plot_pair_distances(figure: Figure, positions: Array, limit: float) -> None:
-    """Number of atom pairs by distance, up to ``limit`` (angstrom)."""
-    edges, counts = count_pairs(positions, limit)
-    axes = figure.subplots()
-    axes.stairs(counts, edges, fill=True, color=BLUE)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="distance between two atoms (Å)", ylabel="pairs", xlim=(0, limit))
-
-
-@chart
-def plot_tracks(figure: Figure, movie: Filmed) -> None:
-    """The mean of the frames with the way of every particle on it."""
-    axes = figure.subplots()
-    axes.grid(False)
-    mean = numbers(movie.mean)
-    height, width = (size * movie.pixel_size for size in mean.shape)
-    half = movie.pixel_size / 2
-    low, high = np.nanquantile(mean, (0.01, 0.99))
-    place = (-half, width - half, height - half, -half)
-    axes.imshow(mean, cmap="gray", vmin=low, vmax=high, extent=place, rasterized=True)
-    for k, (particle, colour) in enumerate(zip(movie.particles, COLOURS * (1 + len(movie.particles)), strict=False)):
-        path = np.where(numbers(particle.seen)[:, None] > 0, numbers(particle.path), np.nan)
-        axes.plot(path[:, 0], path[:, 1], color=colour, linewidth=0.8, label=f"particle {k + 1}")
-        known = path[np.isfinite(path[:, 0])]
-        if len(known):
-            axes.annotate(f"{k + 1}", known[0], color=colour, fontsize=11, fontweight="bold")
-    axes.set(xlabel="x (Å)", ylabel="y (Å)", xlim=(-half, width - half), ylim=(height - half, -half), aspect="equal")
-
-
-@chart
-def plot_ring_peaks(figure: Figure, movie: Filmed) -> None:
-    """Strongest over typical power on each ring, with the graphene and without."""
-    axes = figure.subplots()
-    frequencies = numbers(movie.frequencies)
-    axes.plot(frequencies, numbers(movie.before), color=VERMILION, linestyle="--", label="with graphene")
-    axes.plot(frequencies, numbers(movie.after), color=BLUE, label="without")
-    axes.set(xlabel="spatial frequency (1/Å)", ylabel="strongest / typical power", yscale="log", xlim=(0, None))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-    axes.legend(loc="upper right")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from common.report import figures
-from common.report.data import Filmed
+from common.report import movie_figures
+from common.report.movie_data import Filmed
 from common.report.sections import figure, grid, number, section, table
 
 
@@ -22,12 +22,12 @@ def show_movie(movie: Filmed) -> str:
         for k, particle in enumerate(movie.particles, start=1)
     ]
     tracks = figure(
-        figures.plot_tracks(movie),
+        movie_figures.plot_tracks(movie),
         "mean of the frames with the particles' ways",
         "Mean of all frames, and where each particle went; its number stands where it was first seen.",
     )
     peaks = figure(
-        figures.plot_ring_peaks(movie),
+        movie_figures.plot_ring_peaks(movie),
         "strongest over typical power on each ring",
         "Beside the particles: the strongest power on each ring of the mean spectrum over the typical one. The peaks "
         "are graphene's reflections; what is left of them is what the particles' images still hold.",

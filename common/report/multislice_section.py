@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from common.report.data import MultisliceScores
 from common.report.sections import mean, number, section, table
+from common.report.structure_data import MultisliceScores
 
 
 def show_multislice(scores: MultisliceScores) -> str:

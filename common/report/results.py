@@ -17,7 +17,8 @@ from common.data import Volume
 from common.io.atoms import write_cif, write_xyz
 from common.io.files import atomic_write, write_csv
 from common.io.mrc import write_volume
-from common.report.data import AtomSites, FourierShellCorrelation, InputFile, Map, MultisliceScores
+from common.report.data import AtomSites, FourierShellCorrelation, InputFile, Map
+from common.report.structure_data import MultisliceScores
 from common.resolution import FSC
 
 

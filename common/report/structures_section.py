@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from common.report.data import StructureDifference, Structures
 from common.report.sections import number, section, table, text
+from common.report.structure_data import StructureDifference, Structures
 
 _SHOWN = 60  # rows of each table; all are in differences.csv
 

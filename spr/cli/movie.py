@@ -29,20 +29,16 @@ from common.io.movie import Movie
 from common.io.run_folder import RunFolder
 from common.iteration import run_stage
 from common.parallel import processes
-from common.report import Filmed, FilmedParticle, Inputs, ReportData, write_report
+from common.report import Inputs, ReportData, write_report
 from common.report.results import input_files
-from common.rotations import geodesic_distance, matrix_to_euler
-from spr.background import without_graphene
-from spr.cli.movie_tables import Rows, background_text, motion_table, optics_of, tracks_table, write_frames, write_text
+from spr.cli.movie_page import filmed, way_of
+from spr.cli.movie_tables import background_text, motion_table, optics_of, tracks_table, write_frames, write_text
 from spr.cli.movies import MovieInput, movie_of, positions_of
 from spr.cli.outputs import write_outputs
+from spr.cli.particle_tables import agreement_table, orientations_table, windows_table
 from spr.cli.structures import select_particles
-from spr.movie_pipeline import MovieRoadSettings, ParticleInTime, reconstruct_in_time
+from spr.movie_pipeline import MovieRoadSettings, reconstruct_in_time
 from spr.movies import Track, TrackedMovie, extract, track_movie
-from spr.time_windows import Window, WindowFSC
-from spr.tumbling import describe_wandering
-
-_LOOKED_AT = 100  # frames, for the mean and the spectra of the report
 
 
 def add_arguments(parser: Parser, name: str) -> None:
@@ -179,11 +175,11 @@ def _reconstruct(
         checkpoints.save_all()
         raise
     if found.reconstruction.poses is not None:
-        write_csv(folder.file("orientations.csv"), _orientations(found, rows))
+        write_csv(folder.file("orientations.csv"), orientations_table(found, rows))
     if found.windows and found.reconstruction.atoms is not None:
-        write_csv(folder.file("windows.csv"), _windows_table(found.windows))
+        write_csv(folder.file("windows.csv"), windows_table(found.windows))
     if found.agreement:
-        write_csv(folder.file("windows_fsc.csv"), _agreement_table(found.agreement))
+        write_csv(folder.file("windows_fsc.csv"), agreement_table(found.agreement))
     seconds = {**progress.seconds, "cpu_seconds": time.process_time() - began}
     write_outputs(folder, shown, found.reconstruction, seconds=seconds)
 
@@ -210,51 +206,6 @@ def _write_nothing(folder: RunFolder, particles: ParticleFile, reason: str) -> N
     page = ReportData(particles.files[0].name, warning, "not determined", (warning,), date=time.strftime("%Y-%m-%d"))
     write_report(folder.file("report.html"), page)
     folder.finish(metrics={"images": float(len(particles.stack))}, warnings=(warning,), determined=False)
-
-
-def _orientations(found: ParticleInTime, frames: Tensor) -> Rows:
-    """Euler angles (RELION), the particle's centre in the box and the step from the last frame, of the frames used."""
-    poses, atoms = found.reconstruction.poses, found.reconstruction.atoms
-    if poses is None:
-        raise ValueError("no poses were found")
-    angles, shifts = matrix_to_euler(poses.rotations.cpu()), poses.shifts.cpu()
-    if atoms is not None:
-        middle = torch.from_numpy(atoms.positions.mean(0)).to(poses.rotations)
-        shifts = shifts + (poses.rotations @ middle)[:, :2].cpu()
-    steps = [
-        f"{step:.4f}" for step in geodesic_distance(poses.rotations[1:].cpu(), poses.rotations[:-1].cpu()).tolist()
-    ]
-    numbers = torch.cat((angles, shifts), 1).tolist()
-    rows = [
-        (t + 1, *(f"{number:.4f}" for number in row), turned)
-        for t, row, turned in zip(frames.tolist(), numbers, ["", *steps], strict=True)
-    ]
-    return [("frame", "rot", "tilt", "psi", "x", "y", "turned"), *rows]
-
-
-def _windows_table(windows: Sequence[Window]) -> Rows:
-    """Every atom of every window; atoms are counted from 1, in the order of atoms.xyz; "new" for those not there."""
-    names = ("atom", "x", "y", "z", "sigma", "moved_x", "moved_y", "moved_z", "chance", "significant", "nats", "gone")
-    lines: Rows = [("window", "first_frame", "last_frame", *names)]
-    for k, window in enumerate(windows, start=1):
-        table = torch.cat((window.positions, window.sigma[:, None], window.moved), 1).tolist()
-        columns = (window.chance, window.significant, window.lost, window.gone)
-        rows = zip(table, *(column.tolist() for column in columns), strict=True)
-        span = (k, window.first + 1, window.last + 1)
-        for atom, (numbers, chance, significant, lost, gone) in enumerate(rows, start=1):
-            shown = (f"{number:.4f}" for number in numbers)
-            lines.append((*span, atom, *shown, f"{chance:.3g}", int(significant), f"{lost:.1f}", int(gone)))
-        for place, nats in zip(window.new.tolist(), window.gained.tolist(), strict=True):
-            lines.append((*span, "new", *(f"{x:.4f}" for x in place), *[""] * 6, f"{nats:.1f}", ""))
-    return lines
-
-
-def _agreement_table(agreement: Sequence[WindowFSC]) -> Rows:
-    """Fourier shell correlation of every pair of windows that share no frame; windows are counted from 1."""
-    names = (f"window_{each.first + 1}_{each.second + 1}" for each in agreement)
-    columns = (agreement[0].fsc.frequencies, *(each.fsc.correlation for each in agreement))
-    rows = [tuple(f"{value:.6f}" for value in row) for row in zip(*(c.tolist() for c in columns), strict=True)]
-    return [("frequency_per_angstrom", *names), *rows]
 
 
 def _finish(
@@ -291,62 +242,13 @@ def _finish(
         settings=record["settings"],
         versions=record["versions"],
         seconds=seconds,
-        movie=_filmed(movie, tracked, results),
+        movie=filmed(movie, tracked, results),
     )
     write_report(folder.file("report.html"), page)
     counts = {
-        f"particle_{k}_{name}": value for k, track in enumerate(tracked.tracks, start=1) for name, value in _way(track)
+        f"particle_{k}_{name}": value
+        for k, track in enumerate(tracked.tracks, start=1)
+        for name, value in way_of(track)
     }
     counts |= {"particles": float(len(results)), "particles_determined": float(settled), "frames": float(len(movie))}
     folder.finish(metrics=counts, warnings=warnings, notes=tracked.notes, determined=not warnings, timing=seconds)
-
-
-def _way(track: Track) -> list[tuple[str, float]]:
-    """How a particle moves in the plane: metrics by name."""
-    frames = track.seen.nonzero()[:, 0]
-    if len(frames) < 2:
-        return []
-    found = describe_wandering(track.positions[frames], frames)
-    return [("diffusion_angstrom2_per_frame", found.diffusion), ("centre_error_angstrom", found.error)]
-
-
-def _filmed(movie: Movie, tracked: TrackedMovie, results: Sequence[tuple[str, Mapping[str, float], bool]]) -> Filmed:
-    """What the page shows of the movie, from some of its frames."""
-    wanted = set(torch.linspace(0, len(movie) - 1, min(len(movie), _LOOKED_AT)).round().long().tolist())
-    total, before, after = torch.zeros(movie.frame_shape), torch.zeros(()), torch.zeros(())
-    free = tracked.background.free
-    for t in sorted(wanted):
-        frame = movie.frames(t, t + 1)
-        rest, _ = without_graphene(frame, t, tracked.background, tracked.motion)
-        total += frame[0]
-        before = before + _power((frame - frame.mean())[0] * free)
-        after = after + _power(rest[0] * free)
-    frequencies, rings = _rings(movie)
-    particles = tuple(
-        FilmedParticle(
-            track.positions,
-            track.seen,
-            track.radius,
-            status,
-            int(metrics["atoms"]) if "atoms" in metrics else None,
-            f"particle_{k:03d}/report.html",
-        )
-        for k, (track, (status, metrics, _)) in enumerate(zip(tracked.tracks, results, strict=True), start=1)
-    )
-    peaks = [torch.stack([power[ring].max() / power[ring].median() for ring in rings]) for power in (before, after)]
-    return Filmed(total / len(wanted), movie.pixel_size, frequencies, peaks[0], peaks[1], particles)
-
-
-def _power(image: Tensor) -> Tensor:
-    return torch.fft.rfft2(image).abs().square()
-
-
-def _rings(movie: Movie) -> tuple[Tensor, list[Tensor]]:
-    """Frequencies (k,), 1/angstrom, and the masks of the rings around them in the half spectrum of a frame."""
-    height, width = movie.frame_shape
-    y = torch.fft.fftfreq(height, movie.pixel_size)[:, None]
-    x = torch.fft.rfftfreq(width, movie.pixel_size)
-    step = 2 / (min(height, width) * movie.pixel_size)
-    number = (torch.sqrt(x**2 + y**2) / step).round().long()
-    last = int(0.5 / movie.pixel_size / step)
-    return torch.arange(1, last) * step, [number == k for k in range(1, last)]

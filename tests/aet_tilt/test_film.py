@@ -9,12 +9,13 @@ from ase import Atoms
 from scipy.spatial import cKDTree
 
 from aet_tilt.film import FilmSettings, about_one_axis, common_columns, film_problem
-from aet_tilt.pipeline import Settings, reconstruct, reconstruct_volume
+from aet_tilt.pipeline import reconstruct, reconstruct_volume
 from aet_tilt.preprocessing import preprocess
 from aet_tilt.reconstruction.methods import ReconstructionSettings
 from aet_tilt.reconstruction.operator import is_single_axis
 from aet_tilt.reconstruction.problem import make_problem, row_band
 from aet_tilt.reconstruction.real_space import RealSpaceSettings
+from aet_tilt.settings import Settings
 from common.atoms.spot_image import SpotParameters, predict
 from common.data import ImageStack, InputError, Poses
 from common.fourier import crop_or_pad

@@ -10,10 +10,11 @@ from ase import Atoms
 from scipy.spatial import cKDTree
 
 from aet_tilt.focus import FocusSettings, find_focus
-from aet_tilt.pipeline import Settings, reconstruct, refine_atoms
+from aet_tilt.pipeline import reconstruct, refine_atoms
 from aet_tilt.preprocessing import preprocess, same_views
 from aet_tilt.reconstruction.methods import ReconstructionSettings
 from aet_tilt.reconstruction.sieve import SieveSettings
+from aet_tilt.settings import Settings
 from common.data import Focus, ImageStack, InputError, Poses
 from common.io import write_images
 from common.io.tilt_series import read_tilt_series

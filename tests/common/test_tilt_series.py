@@ -11,9 +11,10 @@ from scipy.io import savemat
 
 from common.data import ImageStack, InputError, Poses, Volume
 from common.fourier import shift_images
+from common.io.aligned_series import write_aligned
 from common.io.mrc import write_images
 from common.io.tilt_angles import read_angles, rotations_from_triplets, triplets_from_rotations
-from common.io.tilt_series import read_tilt_series, write_aligned
+from common.io.tilt_series import read_tilt_series
 from common.projection import project
 from common.rotations import random_rotations, tilt_angles_of
 

@@ -21,11 +21,14 @@ from common.noise import estimate_noise, whiten
 from common.parallel import use_threads
 from common.rotations import geodesic_distance
 from common.simulation import simulate_images
-from spr.ab_initio import SearchSettings, assign, prepare, search, start, step, trial_shifts
-from spr.orientation_search import RingImages, expectation, log_likelihoods, random_frames, views_of
-from spr.refinement import RefineData, RefineSettings, RefineState, halve, map_box
+from spr.ab_initio import SearchSettings, prepare, search, start, step, trial_shifts
+from spr.orientation_search import expectation, log_likelihoods, random_frames, views_of
+from spr.pose_assignment import assign
+from spr.pose_fitting import RefineData
+from spr.refinement import RefineSettings, RefineState, halve, map_box
 from spr.refinement import start as start_refinement
 from spr.refinement import step as refine_step
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 
 SETTINGS = SearchSettings(

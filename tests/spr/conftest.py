@@ -15,7 +15,7 @@ from common.noise import NoiseModel, estimate_noise, whiten
 from common.rotations import random_rotations, rotation_from_vector
 from common.scattering import projected_atoms
 from spr.ab_initio import SearchSettings, prepare
-from spr.orientation_search import RingImages
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 from spr.time_search import TimeSettings
 

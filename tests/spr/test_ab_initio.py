@@ -13,8 +13,10 @@ from common.data import InputError
 from common.noise import estimate_noise, particle_radius, whiten
 from common.rotations import geodesic_distance, mean_rotation
 from common.simulation import SimulatedData, simulate_images
-from spr.ab_initio import SearchSettings, assign, effective_poses, prepare, search, start, trial_shifts, volume_of
-from spr.orientation_search import RingImages, views_of
+from spr.ab_initio import SearchSettings, effective_poses, prepare, search, start, trial_shifts, volume_of
+from spr.orientation_search import views_of
+from spr.pose_assignment import assign
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid, disc_mask, map_box, signal_rings, signal_to_noise
 
 PIXEL = 0.4

@@ -19,7 +19,8 @@ from spr.class_averages import (
     turned_orders,
     views_of_averages,
 )
-from spr.orientation_search import RingImages, log_likelihoods, ring_transform, ring_vectors
+from spr.orientation_search import log_likelihoods
+from spr.ring_images import RingImages, ring_transform, ring_vectors
 
 
 def generator(seed: int) -> torch.Generator:

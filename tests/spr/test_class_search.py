@@ -16,7 +16,8 @@ from common.simulation import simulate_images
 from spr.ab_initio import SearchSettings, prepare, search, start, trial_shifts
 from spr.class_search import ClassStart, agree_on_one, most_alike, search_classes, start_classes
 from spr.consensus import ConsensusSettings
-from spr.orientation_search import RingImages, expectation, joined_views, random_frames, views_of
+from spr.orientation_search import expectation, joined_views, random_frames, views_of
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 
 SETTINGS = SearchSettings(iterations=20, images_per_iteration=60, effective_poses=500.0, final_effective_poses=1.5)

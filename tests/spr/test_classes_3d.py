@@ -20,8 +20,9 @@ from common.noise import NoiseModel, extent_and_noise
 from common.rotations import random_rotations
 from common.simulation import simulate_images
 from spr.class_differences import describe, differences, rows_of
+from spr.class_evidence import believed, evidence_of
 from spr.class_split import split_gradients, split_images
-from spr.classes_3d import ReconstructSettings, believed, evidence_of, reconstruct_classes
+from spr.classes_3d import ReconstructSettings, reconstruct_classes
 from spr.cli import main
 from spr.mixture import Mixture, class_posterior, mixed_likelihood, settle
 

@@ -13,7 +13,8 @@ from common.masks import soft_ball
 from common.resolution import shell_correlation
 from common.rotations import point_group, random_rotations
 from spr.map_update import conjugate_gradients, convolution_kernel, convolve, maximise, rings_from_orders, solve_map
-from spr.orientation_search import random_frames, ring_vectors, views_of
+from spr.orientation_search import random_frames, views_of
+from spr.ring_images import ring_vectors
 
 BOX = 24
 SHELLS = torch.arange(1.0, 9.0)

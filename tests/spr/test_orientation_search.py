@@ -14,18 +14,15 @@ from common.image_formation import contrast_transfer
 from common.noise import NoiseModel
 from common.rotations import fibonacci_directions, geodesic_distance, random_rotations, rotations_to_directions
 from spr.orientation_search import (
-    RingImages,
     angular_synthesis,
     expectation,
     log_likelihoods,
     log_prior,
     random_frames,
-    ring_transfer,
-    ring_transform,
-    ring_vectors,
     temperature_for,
     views_of,
 )
+from spr.ring_images import RingImages, ring_transfer, ring_transform, ring_vectors
 
 BOX, VOXEL, SIGMA = 26, 0.8, 0.6  # of the map: voxels, angstrom; width of an atom, angstrom
 SHELLS = torch.arange(1.0, 9.0)

@@ -14,22 +14,19 @@ from common.fourier import resample_fourier
 from common.gridding import transform_and_slopes
 from common.resolution import shell_correlation
 from common.rotations import geodesic_distance, mean_rotation, random_rotations, rotation_from_vector
-from spr.orientation_search import RingImages, ring_vectors
+from spr.pose_fitting import RefineData, fit_poses, limited, model_and_columns
 from spr.refinement import (
-    RefineData,
     RefineSettings,
-    fit_poses,
     halve,
     image_weights,
-    limited,
     map_of_poses,
-    model_and_columns,
     refine,
     shells_of_round,
     shells_to,
     start,
     step,
 )
+from spr.ring_images import RingImages, ring_vectors
 from spr.ring_sampling import SearchGrid, map_box
 
 WINDOW, SIGMA, RADIUS, ANGLES = 20.8, 0.6, 5.0, 48

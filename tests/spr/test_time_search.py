@@ -14,9 +14,11 @@ from common.data import ImageStack, InputError, Poses
 from common.noise import estimate_noise, whiten
 from common.rotations import geodesic_distance, mean_rotation, random_rotations, rotation_from_vector
 from common.scattering import projected_atoms
-from spr.ab_initio import SearchSettings, SearchState, assign, prepare
-from spr.orientation_search import RingImages, log_likelihoods, log_prior, views_of
+from spr.ab_initio import SearchSettings, SearchState, prepare
+from spr.orientation_search import log_likelihoods, log_prior, views_of
+from spr.pose_assignment import assign
 from spr.refinement import RefineSettings, map_of_poses
+from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 from spr.time_search import (
     TimeSettings,
