@@ -27,6 +27,8 @@ from common.noise_spectrum import (
     without_border_plane,
 )
 
+_ASPECTS = (1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0)  # of the ellipsoids that a particle may be like
+
 
 @dataclass(frozen=True)
 class NoiseModel:
@@ -54,7 +56,10 @@ class NoiseModel:
 
 
 class ParticleExtent(NamedTuple):
-    """radius : of the particle, angstrom. shift_spread : rms of its position on each axis, angstrom."""
+    """radius : from the particle's centre to its farthest end, angstrom.
+
+    shift_spread : rms of its position on each axis, angstrom.
+    """
 
     radius: float
     shift_spread: float
@@ -201,11 +206,35 @@ def _misfit(profile: Tensor, shapes: Tensor, error: Tensor) -> Tensor:
     return (((profile - height[:, None] * shapes) / error) ** 2).sum(1)
 
 
+def mean_thickness(r: Tensor, radius: float, aspect: float, steps: int = 64) -> Tensor:
+    """Thickness, averaged over all orientations, of an ellipsoid of revolution at distances ``r`` from its centre.
+
+    Parameters
+    ----------
+    radius : the longest semi-axis, in the unit of ``r``.
+    aspect : axis of revolution over the other two; above 1 a needle, below 1 a disc, 1 a ball.
+    """
+    shortest = radius / max(aspect, 1 / aspect)
+    half = torch.sqrt((radius**2 - r**2).clamp(min=0))
+    if aspect == 1:
+        return half
+    # along each ray, the share of orientations in which the ellipsoid holds the point
+    depth = (torch.arange(steps, dtype=r.dtype, device=r.device) + 0.5) / steps
+    inverse = 1 / (r[..., None] ** 2 + (half[..., None] * depth) ** 2).clamp(min=1e-12)
+    bent = 1 / shortest**2 - 1 / radius**2
+    if aspect > 1:
+        share = 1 - torch.sqrt(((1 / shortest**2 - inverse) / bent).clamp(0, 1))
+    else:
+        share = torch.sqrt(((inverse - 1 / radius**2) / bent).clamp(0, 1))
+    return half * share.mean(-1)
+
+
 def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> ParticleExtent:
     """Radius and spread of position from the power that the particle adds to the white noise.
 
-    The mean power against the distance from the centre is the thickness of the particle, taken for a ball, blurred by
-    its shifts. Weak data cannot tell a small wandering particle from a large still one: a mild prior prefers this.
+    The mean power against the distance from the centre is the thickness of the particle, taken for a ball, a needle or
+    a disc, blurred by its shifts. Weak data cannot tell a small wandering particle from a large still one, nor a ball
+    from an ellipsoid: mild priors prefer the large still ball.
     """
     d = stack.box_size
     white = whiten(stack, noise, batch_size=batch_size).images
@@ -227,16 +256,20 @@ def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> Pa
     response = torch.fft.rfft2(torch.fft.irfft2(weight, s=(d, d)) ** 2).real
     response = response / response[0, 0]
     frequency = shell_grid(d, white.device) / d
-    best = (math.inf, 1.0, 0.0)
-    for radius in torch.arange(3.0, d / 2, 0.5).tolist():
-        ball = torch.fft.rfft2(torch.fft.ifftshift(torch.sqrt((radius**2 - r**2).clamp(min=0)))) * response
+
+    def fitted(radius: float, aspect: float) -> tuple[float, float, float]:
+        """Misfit with the prior, radius and spread of the best spread for this shape."""
+        shape = torch.fft.rfft2(torch.fft.ifftshift(mean_thickness(r, radius, aspect))) * response
         spreads = torch.arange(0.0, min(0.12 * d, radius), 0.5, device=white.device)
         blur = torch.exp(-2 * (math.pi * spreads[:, None, None] * frequency) ** 2)
-        blurred = torch.fft.fftshift(torch.fft.irfft2(ball * blur, s=(d, d)), dim=(-2, -1))
-        shapes = torch.stack([_radial_mean(shape, bins)[used] for shape in blurred])
-        misfit = _misfit(profile, shapes, error) + (4 * spreads / radius) ** 2
-        if float(misfit.min()) < best[0]:
-            best = (float(misfit.min()), radius, float(spreads[misfit.argmin()]))
+        blurred = torch.fft.fftshift(torch.fft.irfft2(shape * blur, s=(d, d)), dim=(-2, -1))
+        shapes = torch.stack([_radial_mean(one, bins)[used] for one in blurred])
+        misfit = _misfit(profile, shapes, error) + (4 * spreads / radius) ** 2 + 4 * abs(math.log2(aspect))
+        return float(misfit.min()), radius, float(spreads[misfit.argmin()])
+
+    best = min(fitted(radius, 1.0) for radius in torch.arange(3.0, d / 2, 0.5).tolist())
+    longer = [best[1] * 1.08**k for k in range(-2, 16) if 3 <= best[1] * 1.08**k < d / 2]
+    best = min(best, *(fitted(radius, aspect) for aspect in _ASPECTS for radius in longer))
     return ParticleExtent(best[1] * stack.pixel_size, best[2] * stack.pixel_size)
 
 

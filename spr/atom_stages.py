@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from ase import Atoms
@@ -16,11 +17,12 @@ from common.atoms.pose_search import search_poses
 from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.refinement import refine_model, refit_poses
-from common.atoms.symmetry_breaking import Broken, break_symmetry
+from common.atoms.symmetry_breaking import Broken, break_symmetry, in_like_pose
 from common.atoms.validation import excess, search_unseen, unknown_poses, with_robust_weights
 from common.atoms.verification import MultisliceCheck
 from common.data import Poses
-from common.iteration import Observer, run_stage
+from common.iteration import Observer, run_stage, step_generator, under
+from common.rotations import geodesic_distance
 from spr.model_parts import merged, select_images
 from spr.multislice_check import check_by_multislice
 from spr.refinement import RefinedMap
@@ -30,6 +32,10 @@ from spr.settings import Settings
 _CERTAIN = 0.8  # weight of an image in the map, from which its pose is taken as found
 _BEHIND = -1.5  # standard deviations; an image that its pose explains so much worse than most ...
 _SHORT = 0.9  # ... and less than this share of what is to be expected, is searched again
+_SAMPLE = 64  # other images that are searched with them
+_TURNED, _BETTER = 5.0, 5.0  # degrees and nats, from which such a search has found a wrong pose ...
+_MANY = 0.05  # ... and share of the sample from which all images are searched
+_ROUNDS = 4  # of that, at most
 _NAMED = 0.98  # mean posterior of the images' operations, from which a near symmetry leaves no doubt about poses
 
 
@@ -70,22 +76,65 @@ def refine_together(
 def finish(
     seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]
 ) -> tuple[AtomicModel, AtomicModel | None]:
-    """Atoms added or removed by likelihood, poses that stay behind searched once more, all refined, sigmas.
+    """Atoms added or removed by likelihood, poses searched once more where they may be wrong, all refined, sigmas.
 
     Images that no pose explains weigh little. The second model has poses of the images that were left out, where they
     were searched on the way.
     """
     stack, _, noise = seen.part(seen.fitted)
     model = run_stage("atoms/count", lambda: settle_count(seen, model, settings), observers)
-    behind = (excess(model) < _BEHIND) & (model.log_likelihood < _SHORT * model.expected)
-    again = bool(behind.any()) and not bool(behind.all())
-    left_out = None
-    if again:
-        model, left_out = run_stage("atoms/last-poses", lambda: search_last(seen, model, behind, settings), observers)
+    before = model.weights
+    model, left_out, turned = settle_poses(seen, model, settings, observers)
     weighted, _ = with_robust_weights(model)
-    if again or bool(((weighted.weights < 0.5) != (model.weights < 0.5)).any()):
+    if turned or bool(((weighted.weights < 0.5) != (before < 0.5)).any()):
         model = refine_model(stack, noise, weighted, settings.atoms, observers=observers, name="atoms/last")
     return run_stage("atoms/sigmas", lambda: fisher(stack, noise, model, settings.atoms), observers), left_out
+
+
+def settle_poses(
+    seen: Seen, model: AtomicModel, settings: Settings, observers: Sequence[Observer]
+) -> tuple[AtomicModel, AtomicModel | None, bool]:
+    """Images that stay behind searched once more, and all of them where a sample shows that many poses were wrong.
+
+    A particle of which most maps onto itself, as a crystal does turned by its lattice, has poses that nearly fit. A map
+    of images in such poses gives atoms that are right for the most part, with which a search mends many poses; the
+    atoms refined after it mend more.
+
+    Returns
+    -------
+    The model, poses of the images that were left out, and whether any pose of the model changed.
+    """
+    stack, _, noise = seen.part(seen.fitted)
+    turned, number = False, 0
+    while True:
+        number += 1
+        name = "atoms/last-poses" if number == 1 else f"atoms/last-poses-{number}"
+        behind = (excess(model) < _BEHIND) & (model.log_likelihood < _SHORT * model.expected)
+        others = (~behind).nonzero()[:, 0]
+        if not len(others):
+            return model, None, turned
+        drawn = torch.randperm(len(others), generator=step_generator(settings.seed, 2 + number))[:_SAMPLE]
+        sample = others[drawn.to(others.device)]
+        looked_at = behind.index_fill(0, sample, True)
+        found, left_out = run_stage(name, partial(search_last, seen, model, looked_at, settings), observers)
+        wrong = was_wrong(model, found)
+        turned = turned or bool(behind.any()) or bool(wrong.any())
+        if float(wrong[sample].double().mean()) <= _MANY or number == _ROUNDS:
+            return found, left_out, turned
+        model = run_stage(f"{name}/all", partial(search_all, seen, found, settings), observers)
+        model, _ = with_robust_weights(model)
+        model = refine_model(stack, noise, model, settings.atoms, observers=observers, name=f"{name}/refined")
+        model = run_stage(f"{name}/count", partial(settle_count, seen, model, settings), observers)
+
+
+def was_wrong(before: AtomicModel, after: AtomicModel) -> Tensor:
+    """(m,) booleans: images that a pose explains clearly better which is not the one that they had.
+
+    Poses that differ by an operation under which the atoms stay nearly the same count as one.
+    """
+    alike = in_like_pose(before.poses.rotations[:, None].double(), pseudo_symmetries(before.positions).matrices)
+    turn = geodesic_distance(alike, after.poses.rotations[:, None].double()).amin(1)
+    return (turn > _TURNED) & (after.log_likelihood - before.log_likelihood > _BETTER)
 
 
 def settle_symmetry(
@@ -104,6 +153,10 @@ def settle_symmetry(
     )
     if not broken.believed:
         return model, broken
+    counted = run_stage("atoms/asymmetric-count", partial(settle_count, seen, broken.model, settings), observers)
+    if len(counted.positions) != len(model.positions):  # atoms that no image could show before their poses were named
+        model = refine_model(stack, noise, counted, settings.atoms, observers=observers, name="atoms/asymmetric")
+        return finish(seen, model, settings, under("asymmetric", observers))[0], broken
     if broken.certainty < _NAMED:  # poses taken as known would bias the atoms
         return broken.model, broken
     model = refine_model(stack, noise, broken.model, settings.atoms, observers=observers, name="atoms/asymmetric")
@@ -121,10 +174,16 @@ def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, setting
     return merged(rough, sure, found, doubtful)
 
 
+def search_all(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicModel:
+    """All poses searched over all orientations and shifts with the refined atoms."""
+    stack, _, noise = seen.part(seen.fitted)
+    return search_poses(stack, noise, model, settings.pose_search)
+
+
 def search_last(
     seen: Seen, model: AtomicModel, behind: Tensor, settings: Settings
 ) -> tuple[AtomicModel, AtomicModel | None]:
-    """Images that stay ``behind`` (m,) the others searched once more, on a finer grid, with the refined atoms.
+    """The images ``behind`` (m,) searched once more, on a finer grid, with the refined atoms.
 
     The images that were left out are searched with them, because the references cost more than the images.
     """

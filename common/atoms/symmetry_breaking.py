@@ -182,14 +182,19 @@ def symmetrised(parameters: Parameters, operations: Operations) -> Parameters:
     )
 
 
-def seen_through(parameters: Parameters, matrices: Tensor, middle: Tensor) -> Parameters:
-    """The parameters with each image's pose changed so that it sees the atoms through its operation (m, 3, 3).
+def in_like_pose(rotations: Tensor, matrices: Tensor) -> Tensor:
+    """The rotations (..., 3, 3) of views that see the atoms through operations (..., 3, 3) of either hand.
 
     Where the operation is of the other hand the view is turned over, which a projection does not see.
     """
-    flip = torch.diag(middle.new_tensor([1.0, 1.0, -1.0]))
-    turned = parameters.rotations @ matrices
-    turned = torch.where((torch.linalg.det(matrices) < 0)[:, None, None], flip @ turned, turned)
+    flip = torch.diag(rotations.new_tensor([1.0, 1.0, -1.0]))
+    turned = rotations @ matrices
+    return torch.where((torch.linalg.det(matrices) < 0)[..., None, None], flip @ turned, turned)
+
+
+def seen_through(parameters: Parameters, matrices: Tensor, middle: Tensor) -> Parameters:
+    """The parameters with each image's pose changed so that it sees the atoms through its operation (m, 3, 3)."""
+    turned = in_like_pose(parameters.rotations, matrices)
     shifts = parameters.shifts + ((parameters.rotations - turned) @ middle)[:, :2]
     return replace(parameters, rotations=turned, shifts=shifts)
 

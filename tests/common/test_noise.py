@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from ase.build import bulk
 
 from common.data import ImageStack, InputError
-from common.noise import contrast_sign, estimate_noise, particle_radius, whiten
+from common.noise import contrast_sign, estimate_noise, mean_thickness, particle_radius, whiten
 from common.noise_spectrum import radius_grid, shell_grid
 from common.simulation import Imaging, gold_cluster, simulate_images
 
@@ -156,3 +157,28 @@ def test_images_that_cannot_be_used_are_named():
         estimate_noise(good, radius=math.nan)
     with pytest.raises(InputError, match="noise model is of 2 images"):
         whiten(ImageStack(images[:1], 0.5), estimate_noise(good, radius=5.0))
+
+
+@pytest.mark.parametrize(("half", "aspect"), [(9.0, 3.0), (7.0, 0.4)], ids=["needle", "disc"])
+def test_the_length_of_a_particle_that_is_no_ball_is_found(half, aspect):
+    lattice = bulk("Au", cubic=True) * (8, 8, 8)
+    lattice.positions -= lattice.positions.mean(0) + 0.3
+    across = half / aspect if aspect > 1 else half
+    along = half if aspect > 1 else half * aspect
+    x, y, z = lattice.positions.T
+    particle = lattice[(x**2 + y**2) / across**2 + z**2 / along**2 < 1]
+    data = simulate_images(particle, 60, box_size=72, snr=0.5, generator=seeded(11))
+    extent = particle_radius(data.stack)
+    assert 0.85 * half < extent.radius < 1.35 * half
+    assert extent.shift_spread < 1.5
+
+
+@pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
+def test_the_mean_thickness_of_an_ellipsoid_holds_its_volume(aspect):
+    radius = 60.0
+    r = torch.arange(0.0, 61.0, 0.25, dtype=torch.float64)
+    halves = mean_thickness(r, radius, aspect, steps=400)
+    axes = (radius, radius / aspect, radius / aspect) if aspect > 1 else (radius, radius, radius * aspect)
+    volume = 4 / 3 * math.pi * math.prod(axes)
+    assert torch.trapezoid(2 * math.pi * r * 2 * halves, r).item() == pytest.approx(volume, rel=0.01)
+    assert halves[0].item() < radius if aspect != 1 else halves[0].item() == radius
