@@ -17,7 +17,7 @@ from common.atoms.pose_search import search_poses
 from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.atoms.refinement import refine_atoms as refine_atoms_against_images
 from common.atoms.refinement import refine_model, refit_poses
-from common.atoms.symmetry_breaking import Broken, break_symmetry, in_like_pose
+from common.atoms.symmetry_breaking import Broken, break_symmetry, in_like_pose, symmetrised
 from common.atoms.validation import excess, search_unseen, unknown_poses, with_robust_weights
 from common.atoms.verification import MultisliceCheck
 from common.data import Poses
@@ -35,7 +35,7 @@ _SHORT = 0.9  # ... and less than this share of what is to be expected, is searc
 _SAMPLE = 64  # other images that are searched with them
 _TURNED, _BETTER = 5.0, 5.0  # degrees and nats, from which such a search has found a wrong pose ...
 _MANY = 0.05  # ... and share of the sample from which all images are searched
-_ROUNDS = 4  # of that, at most
+_ROUNDS = 10  # of that, at most
 _NAMED = 0.98  # mean posterior of the images' operations, from which a near symmetry leaves no doubt about poses
 
 
@@ -134,7 +134,10 @@ def was_wrong(before: AtomicModel, after: AtomicModel) -> Tensor:
     """
     alike = in_like_pose(before.poses.rotations[:, None].double(), pseudo_symmetries(before.positions).matrices)
     turn = geodesic_distance(alike, after.poses.rotations[:, None].double()).amin(1)
-    return (turn > _TURNED) & (after.log_likelihood - before.log_likelihood > _BETTER)
+    gain = after.log_likelihood - before.log_likelihood
+    # a search fits each image in a band of its own: what the images gain by that, those that stay show
+    stays = (turn <= _TURNED) & (gain != 0)
+    return (turn > _TURNED) & (gain - (gain[stays].median() if bool(stays.any()) else 0.0) > _BETTER)
 
 
 def settle_symmetry(
@@ -152,7 +155,11 @@ def settle_symmetry(
         "atoms/symmetry", lambda: break_symmetry(stack, noise, model, operations, settings.atoms), observers
     )
     if not broken.believed:
-        return model, broken
+        # each image took the operation that suits its noise best; the atoms that fit them follow that noise
+        even = replace(model, parameters=symmetrised(model.parameters, operations))
+        fitted = run_stage("atoms/averaged", lambda: refit_poses(stack, noise, even, even, settings.atoms), observers)
+        known = {name: getattr(model, name) for name in ("covariance", "position_sigma", "cramer_rao_pm")}
+        return replace(fitted, **known), broken
     counted = run_stage("atoms/asymmetric-count", partial(settle_count, seen, broken.model, settings), observers)
     if len(counted.positions) != len(model.positions):  # atoms that no image could show before their poses were named
         model = refine_model(stack, noise, counted, settings.atoms, observers=observers, name="atoms/asymmetric")

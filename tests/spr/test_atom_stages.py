@@ -11,6 +11,7 @@ from ase.build import bulk
 from ase.cluster import Icosahedron
 
 from common.atoms.comparison import compare
+from common.atoms.fisher import fisher
 from common.atoms.pseudo_symmetry import pseudo_symmetries
 from common.atoms.refinement import refine_atoms
 from common.atoms.symmetry_breaking import seen_through
@@ -74,3 +75,20 @@ def test_an_atom_that_hides_behind_the_symmetry_of_the_others_is_found() -> None
     match = compare(found.to_ase(), data.atoms)
     assert len(found.positions) == len(match.pairs) == 14
     assert found.position_sigma is not None
+
+
+def test_atoms_of_a_symmetric_particle_do_not_follow_the_noise_of_their_images() -> None:
+    truth = Icosahedron("Au", 2)
+    data = simulate_images(
+        truth, 100, box_size=40, model="projection", snr=1.0, generator=torch.Generator().manual_seed(5)
+    )
+    settings = Settings()
+    seen = look_at(data.stack, settings)
+    stack, _, noise = seen.part(seen.fitted)
+    model = fisher(stack, noise, refine_atoms(stack, noise, data.atoms, data.poses[seen.fitted]))
+    even, broken = settle_symmetry(seen, model, settings, ())
+    assert broken is not None
+    assert not broken.believed
+    before, after = (compare(one.to_ase(), data.atoms).rmsd_pm for one in (model, even))
+    assert after < 0.5 * before
+    assert even.position_sigma is model.position_sigma
