@@ -188,7 +188,8 @@ def judge_symmetry(broken: Broken) -> tuple[dict[str, float], list[str]]:
     return numbers, [
         f"The atoms map onto themselves in {broken.operations - 1} other ways, and the images don't tell whether the "
         f"particle departs from that: the positions are averages over them, and displacements below about "
-        f"{100 * broken.limit:.0f} pm (rms, per axis) would not be seen. The sigmas are those of atoms taken one by one."
+        f"{100 * broken.limit:.0f} pm (rms, per axis) would not be seen. "
+        "The sigmas are those of atoms taken one by one."
     ]
 
 
