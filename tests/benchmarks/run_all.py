@@ -63,9 +63,9 @@ def main() -> None:
     if given.only in (None, "accuracy"):
         recovery = load(HERE / "accuracy" / "bench_recovery.py")
         rows = []
-        for k, (name, simulation) in enumerate(recovery.CASES.items(), start=1):
+        for k, (name, case) in enumerate(recovery.CASES.items(), start=1):
             for seed in given.seeds if given.cases is None or k in given.cases else ():
-                outcome = recovery.run_case(given.folder / f"case-{k}", simulation, seed, given.n_images)
+                outcome = recovery.run_case(given.folder / f"case-{k}", case, seed, given.n_images)
                 rows.append(recovery.row(name, seed, outcome))
                 print("| " + " | ".join(rows[-1]) + " |", flush=True)
         parts.append(table(recovery.COLUMNS, rows))

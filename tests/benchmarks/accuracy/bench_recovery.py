@@ -7,24 +7,75 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.cluster import Icosahedron
 
 from common.atoms.comparison import Comparison, compare
 from common.atoms.fisher import fisher
 from common.atoms.refinement import refine_atoms
 from common.data import Poses
-from common.io import read_particles, read_xyz
+from common.io import read_particles, read_xyz, write_xyz
 from common.noise import estimate_noise
 
+
+@dataclass(frozen=True)
+class Case:
+    """simulation : options of `spr simulate`. particle : its atoms; None: a gold cluster without symmetry."""
+
+    simulation: tuple[str, ...]
+    particle: Callable[[], Atoms] | None = None
+
+
+def fcc_gold() -> Atoms:
+    """A block of the crystal around a point that is no centre of any of its symmetries."""
+    block = bulk("Au", cubic=True) * (8, 8, 8)
+    block.positions -= block.positions.mean(0) + np.array([0.7, 0.3, 0.9])
+    return block
+
+
+def crystal_ball() -> Atoms:
+    """The 70 atoms of a crystal nearest to a point: turned by the lattice, nearly all of them lie on others."""
+    block = fcc_gold()
+    return block[np.argsort(np.linalg.norm(block.positions, axis=1))[:70]]
+
+
+def needle() -> Atoms:
+    """A rod of the crystal, 18 angstrom long and 7 thick."""
+    block = fcc_gold()
+    across, along = np.linalg.norm(block.positions[:, :2], axis=1), np.abs(block.positions[:, 2])
+    return block[(across < 3.6) & (along < 9.0)]
+
+
+def icosahedron_and_one() -> Atoms:
+    """An icosahedron of 55 atoms, and one more on a face of it."""
+    cluster = Icosahedron("Au", 3)
+    face = cluster.positions[np.argsort(cluster.positions @ np.array([1.0, 0.4, 0.2]))[-3:]].mean(0)
+    return cluster + Atoms("Au", [face * (1 + 2.2 / np.linalg.norm(face))])
+
+
+def displaced(atoms: Atoms) -> Atoms:
+    """Every coordinate moved by 0.05 angstrom, rms: no particle is perfect."""
+    moved = Atoms(atoms.symbols, atoms.positions)
+    moved.positions += 0.05 * np.random.default_rng(1).standard_normal(moved.positions.shape)
+    return moved
+
+
+PHASE = ("--model", "phase_object", "--carbon-thickness", "20")
 CASES = {
-    "projections, SNR 1": ["--snr", "1"],
-    "projections, SNR 0.2": ["--snr", "0.2"],
-    "phase objects on carbon, 800 e/A^2": ["--model", "phase_object", "--dose", "800", "--carbon-thickness", "20"],
-    "phase objects on carbon, 200 e/A^2": ["--model", "phase_object", "--dose", "200", "--carbon-thickness", "20"],
+    "projections, SNR 1": Case(("--snr", "1")),
+    "projections, SNR 0.2": Case(("--snr", "0.2")),
+    "phase objects on carbon, 800 e/A^2": Case((*PHASE, "--dose", "800")),
+    "phase objects on carbon, 200 e/A^2": Case((*PHASE, "--dose", "200")),
+    "a ball of a crystal, SNR 0.5": Case(("--snr", "0.5"), crystal_ball),
+    "a needle, SNR 0.5": Case(("--snr", "0.5", "--box-size", "108"), needle),
+    "an icosahedron and an atom, SNR 0.5": Case(("--snr", "0.5"), icosahedron_and_one),
 }
 COLUMNS = (
     "data",
@@ -60,10 +111,15 @@ class Outcome:
     cpu_seconds: float
 
 
-def run_case(folder: Path, simulation: list[str], seed: int, n_images: int) -> Outcome:
+def run_case(folder: Path, case: Case, seed: int, n_images: int) -> Outcome:
     """Simulate, reconstruct and score."""
     data, out = folder / f"data-{seed}", folder / f"run-{seed}"
-    _spr(["simulate", "--out", str(data), "--seed", str(seed), "--n-images", str(n_images), "--overwrite", *simulation])
+    simulation = ["--seed", str(seed), "--n-images", str(n_images), "--overwrite", *case.simulation]
+    if case.particle is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_xyz(folder / "particle.xyz", displaced(case.particle()))
+        simulation += ["--atoms", str(folder / "particle.xyz")]
+    _spr(["simulate", "--out", str(data), *simulation])
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["reconstruct", str(data / "particles.star"), "--element", "Au", "--seed", str(seed)]
     _spr([*command, "--out", str(out), "--overwrite", "--threads", "1", "--device", "cpu"])
