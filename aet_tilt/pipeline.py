@@ -21,13 +21,7 @@ from aet_tilt.reconstruction.lattice_search import crystal_of
 from aet_tilt.reconstruction.methods import MethodOrAuto
 from aet_tilt.result import Fitted, Reconstruction, with_atoms, with_structure
 from aet_tilt.settings import Settings
-from aet_tilt.verification import (
-    VerificationSettings,
-    check_can_verify,
-    compare_images,
-    difference,
-    simulated_series,
-)
+from aet_tilt.verification import VerificationSettings, check_can_verify, compare_images, difference, simulated_series
 from common.atoms.peaks import find_peaks
 from common.atoms.species import assign_species
 from common.atoms.spot_count import settle_count

@@ -14,9 +14,7 @@ from aet_tilt.preprocessing import PreprocessingSettings
 from aet_tilt.reconstruction.discrete import DiscreteSettings
 from aet_tilt.reconstruction.lattice_search import LatticeSettings
 from aet_tilt.reconstruction.methods import MethodOrAuto, ReconstructionSettings
-from aet_tilt.verification import (
-    VerificationSettings,
-)
+from aet_tilt.verification import VerificationSettings
 from common.atoms.analysis import AnalysisSettings
 from common.atoms.peaks import PeakSettings
 from common.atoms.spot_count import SpotCountSettings

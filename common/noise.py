@@ -26,8 +26,7 @@ from common.noise_spectrum import (
     whitening_filter,
     without_border_plane,
 )
-
-_ASPECTS = (1 / 3, 1 / 2, 2 / 3, 3 / 2, 2.0, 3.0)  # of the ellipsoids that a particle may be like
+from common.particle_extent import fit_extent, radial_mean
 
 
 @dataclass(frozen=True)
@@ -168,11 +167,6 @@ def whiten(stack: ImageStack, noise: NoiseModel, *, batch_size: int = 256) -> Im
     return replace(stack, images=torch.cat(parts))
 
 
-def _radial_mean(image: Tensor, bins: Tensor) -> Tensor:
-    flat = bins.flatten()
-    return torch.bincount(flat, weights=image.flatten().double()) / torch.bincount(flat).clamp(min=1)
-
-
 def signal_filter(white: Tensor, pixel_size: float) -> Tensor:
     """Where the particle stands out of white noise: weights (d, d // 2 + 1) in [0, 1) for ``rfft2``.
 
@@ -197,38 +191,6 @@ def signal_filter(white: Tensor, pixel_size: float) -> Tensor:
     return (excess / (1 + excess))[shells].float() * high_pass
 
 
-def _misfit(profile: Tensor, shapes: Tensor, error: Tensor) -> Tensor:
-    """Chi-squared of a profile (m,) against level + height x each of ``shapes`` (s, m), both fitted, height >= 0."""
-    weight = error**-2 / (error**-2).sum()
-    shapes = shapes - (shapes * weight).sum(1, keepdim=True)
-    profile = profile - (profile * weight).sum()
-    height = ((shapes * profile * weight).sum(1) / (shapes**2 * weight).sum(1)).clamp(min=0)
-    return (((profile - height[:, None] * shapes) / error) ** 2).sum(1)
-
-
-def mean_thickness(r: Tensor, radius: float, aspect: float, steps: int = 64) -> Tensor:
-    """Thickness, averaged over all orientations, of an ellipsoid of revolution at distances ``r`` from its centre.
-
-    Parameters
-    ----------
-    radius : the longest semi-axis, in the unit of ``r``.
-    aspect : axis of revolution over the other two; above 1 a needle, below 1 a disc, 1 a ball.
-    """
-    shortest = radius / max(aspect, 1 / aspect)
-    half = torch.sqrt((radius**2 - r**2).clamp(min=0))
-    if aspect == 1:
-        return half
-    # along each ray, the share of orientations in which the ellipsoid holds the point
-    depth = (torch.arange(steps, dtype=r.dtype, device=r.device) + 0.5) / steps
-    inverse = 1 / (r[..., None] ** 2 + (half[..., None] * depth) ** 2).clamp(min=1e-12)
-    bent = 1 / shortest**2 - 1 / radius**2
-    if aspect > 1:
-        share = 1 - torch.sqrt(((1 / shortest**2 - inverse) / bent).clamp(0, 1))
-    else:
-        share = torch.sqrt(((inverse - 1 / radius**2) / bent).clamp(0, 1))
-    return half * share.mean(-1)
-
-
 def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> ParticleExtent:
     """Radius and spread of position from the power that the particle adds to the white noise.
 
@@ -248,29 +210,14 @@ def _measure_extent(stack: ImageStack, noise: NoiseModel, batch_size: int) -> Pa
     bins = r.round().long()
     rings = torch.bincount(bins.flatten())
     used = slice(0, d // 2)
-    profile = _radial_mean(mean, bins)[used]
+    profile = radial_mean(mean, bins)[used]
     # neighbouring pixels share the filter's band, so about 8 of them make one independent value
-    error = torch.sqrt(8 * _radial_mean((square - mean**2).clamp(min=0), bins) / (rings * len(white)))[used]
+    error = torch.sqrt(8 * radial_mean((square - mean**2).clamp(min=0), bins) / (rings * len(white)))[used]
     error = error.clamp(min=1e-3 * float(error.max())).clamp(min=1e-30)
     # what the filter itself spreads the power of a point
     response = torch.fft.rfft2(torch.fft.irfft2(weight, s=(d, d)) ** 2).real
-    response = response / response[0, 0]
-    frequency = shell_grid(d, white.device) / d
-
-    def fitted(radius: float, aspect: float) -> tuple[float, float, float]:
-        """Misfit with the prior, radius and spread of the best spread for this shape."""
-        shape = torch.fft.rfft2(torch.fft.ifftshift(mean_thickness(r, radius, aspect))) * response
-        spreads = torch.arange(0.0, min(0.12 * d, radius), 0.5, device=white.device)
-        blur = torch.exp(-2 * (math.pi * spreads[:, None, None] * frequency) ** 2)
-        blurred = torch.fft.fftshift(torch.fft.irfft2(shape * blur, s=(d, d)), dim=(-2, -1))
-        shapes = torch.stack([_radial_mean(one, bins)[used] for one in blurred])
-        misfit = _misfit(profile, shapes, error) + (4 * spreads / radius) ** 2 + 4 * abs(math.log2(aspect))
-        return float(misfit.min()), radius, float(spreads[misfit.argmin()])
-
-    best = min(fitted(radius, 1.0) for radius in torch.arange(3.0, d / 2, 0.5).tolist())
-    longer = [best[1] * 1.08**k for k in range(-2, 16) if 3 <= best[1] * 1.08**k < d / 2]
-    best = min(best, *(fitted(radius, aspect) for aspect in _ASPECTS for radius in longer))
-    return ParticleExtent(best[1] * stack.pixel_size, best[2] * stack.pixel_size)
+    radius, spread = fit_extent(profile, error, response / response[0, 0], r)
+    return ParticleExtent(radius * stack.pixel_size, spread * stack.pixel_size)
 
 
 def extent_and_noise(stack: ImageStack, batch_size: int = 256) -> tuple[ParticleExtent, NoiseModel]:

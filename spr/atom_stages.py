@@ -121,7 +121,7 @@ def settle_poses(
         turned = turned or bool(behind.any()) or bool(wrong.any())
         if float(wrong[sample].double().mean()) <= _MANY or number == _ROUNDS:
             return found, left_out, turned
-        model = run_stage(f"{name}/all", partial(search_all, seen, found, settings), observers)
+        model = run_stage(f"{name}/all", partial(search_poses, stack, noise, found, settings.pose_search), observers)
         model, _ = with_robust_weights(model)
         model = refine_model(stack, noise, model, settings.atoms, observers=observers, name=f"{name}/refined")
         model = run_stage(f"{name}/count", partial(settle_count, seen, model, settings), observers)
@@ -158,8 +158,12 @@ def settle_symmetry(
         # each image took the operation that suits its noise best; the atoms that fit them follow that noise
         even = replace(model, parameters=symmetrised(model.parameters, operations))
         fitted = run_stage("atoms/averaged", lambda: refit_poses(stack, noise, even, even, settings.atoms), observers)
-        known = {name: getattr(model, name) for name in ("covariance", "position_sigma", "cramer_rao_pm")}
-        return replace(fitted, **known), broken
+        return replace(
+            fitted,
+            covariance=model.covariance,
+            position_sigma=model.position_sigma,
+            cramer_rao_pm=model.cramer_rao_pm,
+        ), broken
     counted = run_stage("atoms/asymmetric-count", partial(settle_count, seen, broken.model, settings), observers)
     if len(counted.positions) != len(model.positions):  # atoms that no image could show before their poses were named
         model = refine_model(stack, noise, counted, settings.atoms, observers=observers, name="atoms/asymmetric")
@@ -179,12 +183,6 @@ def search_doubtful(seen: Seen, rough: AtomicModel, refined: RefinedMap, setting
     stack, _, noise = seen.part(seen.fitted[doubtful])
     found = search_poses(stack, noise, rough, settings.pose_search, poses=refined.poses[doubtful])
     return merged(rough, sure, found, doubtful)
-
-
-def search_all(seen: Seen, model: AtomicModel, settings: Settings) -> AtomicModel:
-    """All poses searched over all orientations and shifts with the refined atoms."""
-    stack, _, noise = seen.part(seen.fitted)
-    return search_poses(stack, noise, model, settings.pose_search)
 
 
 def search_last(

@@ -9,16 +9,9 @@ from torch import Tensor
 
 from common.parallel import map_over_shards
 from spr.ab_initio import trial_shifts
-from spr.class_averages import (
-    aligned_to,
-    posterior_averages,
-    views_of_averages,
-)
+from spr.class_averages import aligned_to, posterior_averages, views_of_averages
 from spr.classification import ClassificationData, ClassificationSettings, ClassificationState, label_state
-from spr.orientation_search import (
-    log_likelihoods,
-    log_prior,
-)
+from spr.orientation_search import log_likelihoods, log_prior
 
 
 @dataclass(frozen=True)

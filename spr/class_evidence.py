@@ -14,9 +14,7 @@ from common.atoms.validation import search_unseen
 from common.data import ImageStack
 from common.iteration import Observer, run_stage
 from common.noise import NoiseModel
-from spr.mixture import (
-    mixed_likelihood,
-)
+from spr.mixture import mixed_likelihood
 from spr.seen import Seen
 from spr.settings import Settings
 

@@ -28,12 +28,7 @@ from spr.class_evidence import believed, evidence_of, left_out_likelihood
 from spr.class_split import split_images
 from spr.class_structure import everywhere, find_structure
 from spr.final_maps import final_maps
-from spr.mixture import (
-    Mixture,
-    held_by,
-    mixture_of,
-    settle,
-)
+from spr.mixture import Mixture, held_by, mixture_of, settle
 from spr.model_parts import all_but, merged, select_images
 from spr.refinement import map_of_poses
 from spr.result import Reconstruction, Stages, conclude

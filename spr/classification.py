@@ -27,14 +27,7 @@ from spr.class_averages import (
     views_of_averages,
 )
 from spr.class_expectation import expect_classes
-from spr.class_labels import (
-    FrameOrder,
-    Labels,
-    first_transitions,
-    independent_labels,
-    labels_in_time,
-    shares_of,
-)
+from spr.class_labels import FrameOrder, Labels, first_transitions, independent_labels, labels_in_time, shares_of
 from spr.class_merging import ClassSums, best_merges, merge_classes
 from spr.orientation_search import log_likelihoods, log_prior, temperature_for
 from spr.ring_images import RingImages

@@ -10,10 +10,7 @@ from torch import Tensor
 from common.data import Poses
 from common.iteration import step_generator
 from spr.ab_initio import SearchSettings, SearchState, expect_all, trial_shifts
-from spr.orientation_search import (
-    random_frames,
-    views_of,
-)
+from spr.orientation_search import random_frames, views_of
 from spr.ring_images import RingImages
 from spr.ring_sampling import SearchGrid
 

@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.atoms.spot_image import (
-    EIGHT_PI2,
-    SpotParameters,
-)
-from common.atoms.spot_normal import (
-    Linearised,
-    Shared,
-)
+from common.atoms.spot_image import EIGHT_PI2, SpotParameters
+from common.atoms.spot_normal import Linearised, Shared
 from common.data import ImageStack
 
 _LEAST_SPREAD = 1e-3  # of a prior's learned width, relative to the first

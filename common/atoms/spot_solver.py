@@ -8,9 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from common.atoms.spot_image import (
-    variances,
-)
+from common.atoms.spot_image import variances
 from common.atoms.spot_normal import Linearised, Shared, product
 from common.atoms.spot_rendering import spot_information
 from common.parallel import sum_over

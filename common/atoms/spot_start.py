@@ -8,13 +8,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from common.atoms.spot_image import (
-    SpotParameters,
-    basis_for,
-    image_batches,
-    lay_out,
-    signal_of,
-)
+from common.atoms.spot_image import SpotParameters, basis_for, image_batches, lay_out, signal_of
 from common.atoms.spot_settings import SpotSettings
 from common.data import ImageStack, InputError, Poses
 from common.least_squares import least_squares

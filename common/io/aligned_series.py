@@ -9,11 +9,8 @@ from common.data import ImageStack, InputError, Poses
 from common.fourier import shift_images
 from common.io.imod import write_xf
 from common.io.mrc import write_images
-from common.io.tilt_angles import (
-    write_euler,
-    write_tilt_angles,
-)
-from common.io.tilt_series import _before_origin
+from common.io.tilt_angles import write_euler, write_tilt_angles
+from common.io.tilt_series import before_origin
 from common.rotations import tilt_angles_of
 
 
@@ -34,5 +31,5 @@ def write_aligned(folder: str | os.PathLike[str], stack: ImageStack, poses: Pose
     write_tilt_angles(files[1], tilt_angles_of(poses.rotations))
     write_euler(files[2], poses.rotations)
     inside = stack.inside
-    write_xf(files[3], shifts.double() + _before_origin(int(inside.any(0).sum()), int(inside.any(1).sum())))
+    write_xf(files[3], shifts.double() + before_origin(int(inside.any(0).sum()), int(inside.any(1).sum())))
     return files

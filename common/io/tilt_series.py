@@ -23,13 +23,7 @@ from common.io.particle_file import header_pixel_sizes, settle_pixel_size
 from common.io.particles import MRC_SUFFIXES, TIFF_SUFFIXES
 from common.io.stack_checks import check_stack
 from common.io.tiff import read_tiff
-from common.io.tilt_angles import (
-    find_angles,
-    pick_angles,
-    read_angles,
-    read_npy,
-    rotations_from_triplets,
-)
+from common.io.tilt_angles import find_angles, pick_angles, read_angles, read_npy, rotations_from_triplets
 
 _FEWEST = 2  # discrete tomography is content with so few
 
@@ -213,12 +207,12 @@ def _apply_transforms(file: Path, rotations: Tensor, shape: Sequence[int]) -> tu
         raise InputError(f"{file}: {len(turns)} lines for {shape[0]} images, expected one each")
     in_plane = torch.eye(3, dtype=torch.float64).repeat(len(turns), 1, 1)
     in_plane[:, :2, :2] = turns
-    half = _before_origin(shape[2], shape[1])
+    half = before_origin(shape[2], shape[1])
     said = f"{file.name}: its rotations and shifts are taken into the poses; the images stay as measured"
     return in_plane @ rotations, centres - half, (said, *notes)
 
 
-def _before_origin(width: int, height: int) -> Tensor:
+def before_origin(width: int, height: int) -> Tensor:
     """(2,) pixels from IMOD's centre, between the middle pixels of an even image, to ours, pixel n // 2."""
     return torch.tensor([0.5 * (n % 2 == 0) for n in (width, height)], dtype=torch.float64)
 

@@ -7,8 +7,9 @@ import torch
 from ase.build import bulk
 
 from common.data import ImageStack, InputError
-from common.noise import contrast_sign, estimate_noise, mean_thickness, particle_radius, whiten
+from common.noise import contrast_sign, estimate_noise, particle_radius, whiten
 from common.noise_spectrum import radius_grid, shell_grid
+from common.particle_extent import mean_thickness
 from common.simulation import Imaging, gold_cluster, simulate_images
 
 
